@@ -1,0 +1,3 @@
+"""Mini-Visa: an event-sourced card payment core on Faust streams."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,180 @@
+"""Commands: what the outside asks of a card account. They travel on account.commands (and, before
+risk has seen them, on card.requests), keyed by account, and are decided in that one order.
+"""
+
+from __future__ import annotations
+
+from mini_visa.domain.messages import Message
+from mini_visa.domain.payment import AccountStatus, Card, Merchant, RuleHit, Verdict
+
+LOCAL_CLIENT = "local"
+NO_REPLY = -1
+
+
+class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What every command carries. Idempotency scope: (client, account, request_id), 24 h."""
+
+    account: str
+    request_id: str
+    client: str = LOCAL_CLIENT
+    fingerprint: str = ""
+    """Digest of the request's meaning. Same request_id, other fingerprint: 422."""
+    attempt: str = ""
+    """One HTTP attempt at the request: the correlation id of its answer. A retry is a new attempt."""
+    reply_partition: int = NO_REPLY
+    """Partition of gateway.replies where the asking gateway listens; NO_REPLY: nobody waits."""
+
+
+class OpenAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="open_account/1"):
+    bin: str
+    last4: str
+    currency: str
+    limit: int
+    expiry: str = ""
+    status: AccountStatus = AccountStatus.ACTIVE
+
+
+class ChangeAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="change_account/1"):
+    limit: int | None = None
+    status: AccountStatus | None = None
+
+
+class PayAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="pay_account/1"):
+    """The cardholder pays. `currency` is what `amount` is in (see `Authorize.currency_given`)."""
+
+    amount: int
+    currency: str
+
+
+class Authorize(Command, frozen=True, kw_only=True, omit_defaults=True, tag="authorize/1"):
+    amount: int
+    """Minor units of `currency`."""
+    currency: str
+    card: Card
+    currency_given: bool = False
+    """False: the client left the currency out and the gateway assumed the account's. The amount is
+    then read in the account's currency where the exponents agree, and refused with 13 where not."""
+    merchant: Merchant = Merchant()
+    device_id: str = ""
+    ip: str = ""
+    expiry: str = ""
+    cvv_match: bool | None = None
+    capture: bool = False
+    partial_approval: bool = False
+    metadata: dict[str, str] = {}
+    verdict: Verdict | None = None
+    """None on card.requests; risk sets it on account.commands."""
+
+
+class Increment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="increment/1"):
+    """Goes through risk like an authorization."""
+
+    payment_id: str
+    amount: int
+    exponent: int
+    """Decimals that `amount` was parsed with; the payment's currency decides whether that is right."""
+    verdict: Verdict | None = None
+
+
+class CapturePayment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="capture/1"):
+    payment_id: str
+    amount: int | None = None
+    """None: all that is held."""
+    exponent: int | None = None
+    final: bool = True
+
+
+class ReversePayment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="reverse/1"):
+    """Cancel (part of) a hold. Exactly one of `payment_id` and `original_request_id` is set; by
+    request it may arrive before the original, which is then answered `reversed`."""
+
+    payment_id: str = ""
+    original_request_id: str = ""
+    amount: int | None = None
+    exponent: int | None = None
+    reason: str = ""
+
+
+class TimeOutReversal(Command, frozen=True, kw_only=True, omit_defaults=True, tag="time_out_reversal/1"):
+    """The gateway gave up on `attempt` of `request_id` (an authorize): leave no hold. Ignored when a
+    later attempt of the same request was already answered. `fingerprint` is the original's."""
+
+
+class RefundPayment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="refund/1"):
+    payment_id: str
+    amount: int | None = None
+    exponent: int | None = None
+
+
+class OpenChargeback(Command, frozen=True, kw_only=True, omit_defaults=True, tag="open_chargeback/1"):
+    payment_id: str
+    reason_code: str
+    amount: int | None = None
+    exponent: int | None = None
+
+
+class RepresentChargeback(
+    Command, frozen=True, kw_only=True, omit_defaults=True, tag="represent_chargeback/1"
+):
+    payment_id: str
+    n: int
+
+
+class AcceptChargeback(Command, frozen=True, kw_only=True, omit_defaults=True, tag="accept_chargeback/1"):
+    payment_id: str
+    n: int
+
+
+class RecordClearing(Command, frozen=True, kw_only=True, omit_defaults=True, tag="record_clearing/1"):
+    """The clearing house's outcome for capture `n`. Its request_id is derived from payment and n."""
+
+    payment_id: str
+    n: int
+    accepted: bool
+    reason: str = ""
+
+
+class Tick(Message, frozen=True, kw_only=True, omit_defaults=True, tag="tick/1"):
+    """Time has passed: the record's timestamp says how far. Written into every partition."""
+
+
+class PutRule(Message, frozen=True, kw_only=True, omit_defaults=True, tag="put_rule/1"):
+    """A version of a risk rule, written into every partition of card.requests."""
+
+    rule: str
+    version: int
+    body: dict[str, str | int | bool]
+
+
+class PaymentOutcome(Message, frozen=True, kw_only=True, omit_defaults=True, tag="payment_outcome/1"):
+    """Authorization tells risk how a request ended, for rules that count declines."""
+
+    account: str
+    payment_id: str
+    request_id: str
+    response_code: str
+    amount: int
+    merchant_id: str = ""
+
+
+class FraudAlert(Message, frozen=True, kw_only=True, omit_defaults=True, tag="fraud_alert/1"):
+    """A rule fired on a request. Travels on fraud.alerts."""
+
+    alert_id: str
+    """Derived from the request's position and the rule: the same on every replay."""
+    account: str
+    request_id: str
+    at: int
+    score: int
+    amount: int
+    currency: str
+    hit: RuleHit
+    merchant_id: str = ""
+
+
+CardRequest = Authorize | Increment | PaymentOutcome | PutRule | Tick
+AccountCommand = (
+    OpenAccount | ChangeAccount | PayAccount | Authorize | Increment | CapturePayment | ReversePayment
+    | TimeOutReversal | RefundPayment | OpenChargeback | RepresentChargeback | AcceptChargeback
+    | RecordClearing | Tick
+)  # fmt: skip

@@ -1,0 +1,99 @@
+"""Every setting, its unit, its default and what it is for. One page to read.
+
+Each is an environment variable with the prefix MINI_VISA_ (``MINI_VISA_PARTITIONS=24``).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _default_home() -> Path:
+    return Path.home() / ".local" / "share" / "mini-visa"
+
+
+class Settings(BaseSettings):
+    """Units are last in a name: _s seconds, _ms milliseconds, _bytes bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="MINI_VISA_", extra="ignore", frozen=True)
+
+    # -- where ---------------------------------------------------------------------------------
+    home: Path = Field(default_factory=_default_home)
+    """Everything on this machine's disk: broker, tables, read model, keys, logs."""
+    environment: str = Field("dev", pattern=r"^[a-z0-9-]{1,32}$")
+    """Part of every transactional id and consumer group: two environments never meet."""
+
+    # -- Kafka ---------------------------------------------------------------------------------
+    broker: str = "embedded"
+    """"embedded", "docker", or "kafka://HOST:PORT[,HOST:PORT]" of an existing cluster."""
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_ca_file: Path | None = None
+    kafka_cert_file: Path | None = None
+    kafka_key_file: Path | None = None
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    kafka_username: str = ""
+    kafka_password: str = Field("", repr=False)
+    partitions: int = Field(4, ge=1, le=1024)
+    """Of every topic keyed by account. Fixed at creation."""
+    replies_partitions: int = Field(4, ge=1, le=1024)
+    """Of gateway.replies. Gateways beyond this share one and drop what is not theirs."""
+    replication: int = Field(1, ge=1, le=5)
+    """Copies of every partition; min.insync.replicas is one less (at least one)."""
+
+    # -- workers -------------------------------------------------------------------------------
+    instance: str = ""
+    """Static group membership: the pod's name. "": the service's name (one worker a service)."""
+    batch_records_max: int = Field(4_000, ge=1, le=100_000)
+    batch_bytes_max: int = Field(4 << 20, ge=1 << 10, le=64 << 20)
+    session_timeout_s: float = Field(10.0, ge=1.0, le=300.0)
+    transaction_timeout_s: float = Field(10.0, ge=1.0, le=300.0)
+    drain_timeout_s: float = Field(20.0, ge=1.0, le=600.0)
+    """A clean shutdown or a revoked partition may take this long; below the pod's grace period."""
+    rocksdb_memory_bytes: int = Field(256 << 20, ge=8 << 20)
+    """Block cache and write buffers of one worker process, divided over its tables and partitions."""
+    tick_interval_s: float = Field(1.0, ge=0.05, le=3600.0)
+    web_port: int = Field(0, ge=0, le=65535)
+    """Of a worker's /healthz, /readyz and /metrics. 0: none."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # -- gateway -------------------------------------------------------------------------------
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(8080, ge=0, le=65535)
+    gateway_id: int = Field(0, ge=0)
+    """Which partition of gateway.replies it listens on, modulo their number."""
+    gateway_deadline_s: float = Field(5.0, ge=0.05, le=60.0)
+    """How long a request waits for its outcome before 504 (and the time-out reversal)."""
+    gateway_in_flight_max: int = Field(512, ge=1, le=100_000)
+    """More requests at once are answered 503 with Retry-After."""
+    gateway_body_bytes_max: int = Field(64 << 10, ge=1 << 10, le=16 << 20)
+    gateway_drain_s: float = Field(10.0, ge=0.0, le=300.0)
+    auth: Literal["off", "required"] = "off"
+    token_keys_file: Path | None = None
+    """Tokenization keys, newest first, a line each: KEY_ID:HEX. None: HOME/token-keys, made if absent."""
+
+    # -- read model ----------------------------------------------------------------------------
+    database_url: str = ""
+    """SQLAlchemy URL; "": SQLite in HOME/readmodel.sqlite."""
+
+    # -- domain defaults -----------------------------------------------------------------------
+    default_currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
+    hold_days: int = Field(7, ge=1, le=365)
+    hold_days_travel: int = Field(31, ge=1, le=365)
+    """Lodging, cruise, vehicle rental (by MCC)."""
+    request_window_h: int = Field(24, ge=1, le=24 * 30)
+    """A request id is remembered this long, in event time."""
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+
+@cache
+def settings() -> Settings:
+    """The process's settings, read from the environment once."""
+    return Settings()

@@ -1,0 +1,219 @@
+"""A processor: one source topic, some tables, some sink topics, one pure handler; and the execution
+of that handler over a batch of one partition. No Kafka here: the runtime commits what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+from mini_visa.streams.table import AnyTable, Store, Table, TableView
+from mini_visa.streams.topic import AnyTopic, Topic, partition_of
+
+M = TypeVar("M")
+V = TypeVar("V")
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+class Impossible(Exception):
+    """Raised by a handler for a record that no state allows: it goes to the dead letters, its writes
+    and outputs are undone, and the partition goes on. Not for a business refusal: that is an event."""
+
+
+class Record(NamedTuple):
+    """One record of the source partition (a subset of aiokafka's ConsumerRecord, same names)."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Output(NamedTuple):
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """All that one batch does, to be committed as one."""
+
+    outputs: list[Output]
+    changes: list[tuple[bytes, bytes | None]]
+    """Table writes as (store key, row or None for a deletion), each key once."""
+    next_offset: int
+    partition_time: int
+    """Event time of the partition, ms: the largest timestamp seen. It never goes back."""
+    records: int
+    dead_letters: int
+
+
+class Context:
+    """What a handler may know and do. Time, ids and state come from here and nowhere else."""
+
+    __slots__ = ("_counts", "_outputs", "_sinks", "key", "offset", "partition", "tables", "timestamp")
+
+    def __init__(
+        self,
+        partition: int,
+        tables: Mapping[AnyTable, TableView[Any]],
+        sinks: frozenset[AnyTopic],
+        partition_counts: Mapping[str, int],
+        outputs: list[Output],
+    ) -> None:
+        self.partition = partition
+        self.tables = tables
+        self.key: bytes | None = None
+        self.offset = -1
+        self.timestamp = 0
+        """Event time of the partition in ms: the record's, or the latest before it if that is later."""
+        self._sinks = sinks
+        self._counts = partition_counts
+        self._outputs = outputs
+
+    def table(self, table: Table[V]) -> TableView[V]:
+        """The typed form of `tables[table]`."""
+        return self.tables[table]
+
+    def emit(
+        self,
+        topic: Topic[M],
+        message: M,
+        *,
+        key: bytes | None = None,
+        partition: int | None = None,
+        headers: Headers = (),
+    ) -> None:
+        """Send `message` in this batch's transaction, at this record's event time.
+
+        `key` defaults to the record's own. Without `partition` the record's own partition is used for
+        its own key (the topics are co-partitioned), and Kafka's default partitioner for another key.
+        """
+        assert topic in self._sinks, f"{topic} is not among this processor's sinks"
+        if partition is None:
+            if key is None or key == self.key:
+                partition = self.partition
+            else:
+                partition = partition_of(key, self._counts[topic.name])
+        self._outputs.append(
+            Output(
+                topic.name,
+                partition,
+                self.key if key is None else key,
+                topic.encode(message),
+                self.timestamp,
+                headers,
+            )
+        )
+
+
+Handler = Callable[[Any, Context], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Processor:
+    """See `App.processor`, which makes one from a handler."""
+
+    name: str
+    source: AnyTopic
+    handler: Handler
+    tables: tuple[AnyTable, ...] = ()
+    sinks: tuple[AnyTopic, ...] = ()
+    tick: Callable[[], Any] | None = None
+    """Makes the message that tells the source's partitions that time has passed; None: no ticks."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables]
+        assert len(set(names)) == len(names), f"{self.name}: two tables of one name in {names}"
+
+
+class Execution:
+    """A processor on one partition: runs batches over its tables. Synchronous and deterministic."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        partition: int,
+        store: Store,
+        *,
+        dead_letters: str,
+        partition_counts: Mapping[str, int],
+        partition_time: int = 0,
+    ) -> None:
+        """`partition_time` is what the last committed batch left (0 on an empty partition)."""
+        self.processor = processor
+        self.partition = partition
+        self.partition_time = partition_time
+        self._dead_letters = dead_letters
+        self._views = {table: TableView(table, store) for table in processor.tables}
+        self._sinks = frozenset(processor.sinks)
+        self._counts = partition_counts
+        self._open = False
+
+    def run(self, records: Sequence[Any], *, timestamp_max: int | None = None) -> BatchResult:
+        """Run the handler over `records` (aiokafka's or `Record`) in order and return all effects.
+
+        Nothing is written yet: call `committed` once it is, or throw this object away. A record that
+        cannot be decoded, is refused as `Impossible`, or is later than `timestamp_max` (ms) becomes a
+        dead letter. Any other exception of the handler is a bug and passes through.
+        """
+        assert records, "an empty batch"
+        assert not self._open, "the batch before this one was neither committed nor thrown away"
+        self._open = True
+        outputs: list[Output] = []
+        views = tuple(self._views.values())
+        context = Context(self.partition, self._views, self._sinks, self._counts, outputs)
+        decode, handler = self.processor.source.decode, self.processor.handler
+        now, dead = self.partition_time, 0
+        for record in records:
+            mark = len(outputs)
+            try:
+                if timestamp_max is not None and record.timestamp > timestamp_max:
+                    raise Impossible("its timestamp is in the future")
+                try:
+                    message = decode(record.value)
+                except ValueError as error:
+                    raise Impossible(str(error)) from None
+                if record.timestamp > now:
+                    now = record.timestamp
+                context.key, context.offset, context.timestamp = record.key, record.offset, now
+                handler(message, context)
+            except Impossible as refusal:
+                del outputs[mark:]
+                for view in views:
+                    view.undo_record()
+                outputs.append(self._dead_letter(record, str(refusal), now))
+                dead += 1
+            else:
+                for view in views:
+                    view.keep_record()
+        self.partition_time = now
+        changes = [change for view in views for change in view.changes()]
+        return BatchResult(outputs, changes, records[-1].offset + 1, now, len(records), dead)
+
+    def committed(self) -> None:
+        """The last batch is committed and in the store."""
+        for view in self._views.values():
+            view.committed()
+        self._open = False
+
+    def view(self, table: Table[V]) -> TableView[V]:
+        return self._views[table]
+
+    def _dead_letter(self, record: Any, reason: str, now: int) -> Output:
+        source = self.processor.source.name
+        headers = (
+            ("reason", reason.encode()),
+            ("processor", self.processor.name.encode()),
+            ("source", f"{source}/{self.partition}/{record.offset}".encode()),
+            ("source-timestamp", str(record.timestamp).encode()),
+        )
+        return Output(self._dead_letters, self.partition, record.key, record.value, now, headers)
