@@ -1,43 +1,416 @@
-"""How every Kafka client of this project reaches the cluster: addresses, TLS and SASL from the settings."""
+"""How the program reaches Kafka: connection settings, the topics and their configuration, positions."""
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from mini_visa.settings import Settings, settings
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from mini_visa import topics as declared
+from mini_visa.broker import BrokerError, EmbeddedBroker
+from mini_visa.settings import Settings
+from mini_visa.streams.topic import HOUR_MS, AnyTopic
+
+REQUEST_TIMEOUT_S = 20.0
+VISIBLE_TIMEOUT_S = 20.0
+TIMESTAMP_AHEAD_MS_MAX = 60_000
+"""The broker refuses a record further in the future: no one record may move a partition's time."""
+DEAD_LETTERS_RETENTION_MS = 30 * 24 * HOUR_MS
+_DYNAMIC_TOPIC_CONFIG = 1  # config_source of a value that was set on the topic itself (KIP-226)
 
 
-class NoBroker(RuntimeError):
-    """The setting `broker` names no reachable kind of broker. The text says what to set."""
+class TopicError(Exception):
+    """A topic of the cluster is not as it must be, and nothing here may change that."""
 
 
-def bootstrap_servers(configuration: Settings) -> list[str]:
-    """["HOST:PORT", ...] of the setting `broker`. Raises `NoBroker`."""
-    scheme, separator, rest = configuration.broker.partition("://")
-    addresses = [address.strip() for address in rest.split(",") if address.strip()]
-    if not separator or scheme != "kafka" or not addresses:
-        raise NoBroker(
-            f"MINI_VISA_BROKER is {configuration.broker!r}: set it to kafka://HOST:PORT of a running cluster"
+# -- connection ------------------------------------------------------------------------------------
+
+
+def bootstrap_servers(settings: Settings) -> list[str]:
+    """HOST:PORT of the brokers to ask first, from MINI_VISA_BROKER.
+
+    Raises BrokerError when the broker of this machine does not run or the setting is malformed."""
+    if settings.broker in ("embedded", "docker"):
+        address = broker_of(settings).address
+        if address is None:
+            raise BrokerError(
+                f"The {settings.broker} broker of {settings.home} is not running. Start it "
+                "(`mini-visa broker start`, or everything: `mini-visa up`), "
+                "or set MINI_VISA_BROKER=kafka://HOST:PORT."
+            )
+        return [address]
+    scheme, _, hosts = settings.broker.partition("://")
+    servers = [host.strip() for host in hosts.split(",")]
+    if scheme != "kafka" or not all(_is_address(server) for server in servers):
+        raise BrokerError(
+            f'MINI_VISA_BROKER is "{settings.broker}"; it must be "embedded", "docker" or '
+            '"kafka://HOST:PORT[,HOST:PORT]".'
         )
-    return addresses
+    return servers
 
 
-def client_options(configuration: Settings | None = None) -> dict[str, Any]:
-    """Keyword arguments for every aiokafka client: where the brokers are and how to log in."""
-    configuration = configuration or settings()
-    security = configuration.kafka_security
+def broker_of(settings: Settings) -> EmbeddedBroker:
+    """The broker of this machine that the settings name, running or not.
+
+    Raises BrokerError when they name a cluster elsewhere: it is not ours to start or stop."""
+    if settings.broker == "embedded":
+        return EmbeddedBroker(settings.home / "broker", heap_bytes=settings.broker_heap_bytes)
+    raise BrokerError(
+        f"MINI_VISA_BROKER={settings.broker} is a cluster elsewhere: it is not started or stopped from here."
+    )
+
+
+def client_options(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments that every aiokafka client of the program is made with.
+
+    Raises BrokerError as `bootstrap_servers` does, and when a certificate cannot be read."""
     options: dict[str, Any] = {
-        "bootstrap_servers": bootstrap_servers(configuration),
-        "security_protocol": security,
+        "bootstrap_servers": bootstrap_servers(settings),
+        "security_protocol": settings.kafka_security,
     }
-    if security in ("SSL", "SASL_SSL"):
-        context = ssl.create_default_context(cafile=configuration.kafka_ca_file)
-        if configuration.kafka_cert_file is not None:
-            context.load_cert_chain(configuration.kafka_cert_file, configuration.kafka_key_file)
-        options["ssl_context"] = context
-    if security in ("SASL_PLAINTEXT", "SASL_SSL"):
-        options["sasl_mechanism"] = configuration.kafka_sasl_mechanism
-        options["sasl_plain_username"] = configuration.kafka_username
-        options["sasl_plain_password"] = configuration.kafka_password
+    if settings.kafka_security.endswith("SSL"):
+        options["ssl_context"] = _ssl_context(settings)
+    if settings.kafka_security.startswith("SASL"):
+        if not settings.kafka_username or not settings.kafka_password:
+            raise BrokerError(
+                f"MINI_VISA_KAFKA_SECURITY={settings.kafka_security} needs MINI_VISA_KAFKA_USERNAME "
+                "and MINI_VISA_KAFKA_PASSWORD."
+            )
+        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        options["sasl_plain_username"] = settings.kafka_username
+        options["sasl_plain_password"] = settings.kafka_password
     return options
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdigit() and 0 < int(port) < 65_536
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext:
+    """Verifies the brokers' certificates and names; with a client certificate, mutual TLS."""
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if settings.kafka_cert_file:
+            context.load_cert_chain(settings.kafka_cert_file, settings.kafka_key_file)
+    except (OSError, ssl.SSLError) as unreadable:
+        raise BrokerError(
+            "A TLS file cannot be used (MINI_VISA_KAFKA_CA_FILE, _CERT_FILE, _KEY_FILE): "
+            f"{unreadable.filename or ''} {unreadable.strerror or unreadable}"
+        ) from unreadable
+    return context
+
+
+@asynccontextmanager
+async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """A connected administration client. Raises BrokerError when no broker answers."""
+    options = client_options(settings)
+    client = AIOKafkaAdminClient(**options, request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000))
+    try:
+        async with _reachable(options):
+            await client.start()
+        yield client
+    finally:
+        await client.close()
+
+
+@asynccontextmanager
+async def _reachable(options: dict[str, Any]) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            yield
+    except (KafkaError, OSError) as failure:  # a TimeoutError is an OSError
+        servers = ",".join(options["bootstrap_servers"])
+        raise BrokerError(
+            f"No Kafka answers at {servers} ({type(failure).__name__}). Is it running?"
+        ) from failure
+
+
+# -- topics ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TopicPlan:
+    """A topic as it is to exist in the cluster."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TopicChange:
+    """What `apply_topics` did. `config` holds the values it set."""
+
+    name: str
+    action: str  # "created" or "changed"
+    config: dict[str, str] = field(default_factory=dict)
+
+
+def plan(settings: Settings, topic: AnyTopic) -> TopicPlan:
+    """The partitions, copies and configuration of a declared topic under these settings."""
+    if topic is declared.GATEWAY_REPLIES:
+        partitions = settings.replies_partitions
+    else:
+        partitions = topic.partitions or settings.partitions
+    config = {
+        "cleanup.policy": "compact" if topic.compacted else "delete",
+        "retention.ms": str(topic.retention_ms),
+    }
+    return TopicPlan(
+        topic.name, partitions, settings.replication, _with_common(settings, config | topic.config)
+    )
+
+
+def dead_letters_plan(settings: Settings, service: str) -> TopicPlan:
+    """A service's dead letters: as many partitions as its source, so a letter keeps its partition."""
+    config = {"cleanup.policy": "delete", "retention.ms": str(DEAD_LETTERS_RETENTION_MS)}
+    name = declared.dead_letters(service)
+    return TopicPlan(name, settings.partitions, settings.replication, _with_common(settings, config))
+
+
+def _with_common(settings: Settings, config: dict[str, str]) -> dict[str, str]:
+    return {
+        "min.insync.replicas": str(max(1, settings.replication - 1)),
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": str(TIMESTAMP_AHEAD_MS_MAX),
+        "compression.type": "producer",
+    } | config
+
+
+def plans(settings: Settings, topics: Iterable[AnyTopic] | None = None) -> list[TopicPlan]:
+    """The plans of `topics`; of None: all declared topics and every service's dead letters."""
+    if topics is not None:
+        return [plan(settings, topic) for topic in topics]
+    return [plan(settings, topic) for topic in declared.ALL] + [
+        dead_letters_plan(settings, service) for service in declared.SERVICES
+    ]
+
+
+async def apply_topics(
+    settings: Settings, topics: Iterable[AnyTopic | TopicPlan] | None = None
+) -> list[TopicChange]:
+    """Creates what is missing and sets what differs; again: does nothing and returns [].
+
+    Values that an operator set under other names stay. Raises TopicError when an existing topic has
+    another partition count: records' partitions follow from it, so it is fixed for ever."""
+    wanted = (
+        plans(settings)
+        if topics is None
+        else [topic if isinstance(topic, TopicPlan) else plan(settings, topic) for topic in topics]
+    )
+    async with admin(settings) as client:
+        existing = await _partition_counts(client)
+        _must_match([plan for plan in wanted if plan.name in existing], existing)
+        created = await _create([plan for plan in wanted if plan.name not in existing], client)
+        kept = [plan for plan in wanted if plan.name in existing]
+        changed = await _configure(kept, client)
+        await _visible(client, {plan.name: plan.partitions for plan in wanted})
+    return [*created, *changed]
+
+
+def _must_match(wanted: Sequence[TopicPlan], existing: dict[str, int]) -> None:
+    wrong = [
+        f"{plan.name} has {existing[plan.name]} partitions, the settings say {plan.partitions}"
+        for plan in wanted
+        if existing[plan.name] != plan.partitions
+    ]
+    if wrong:
+        raise TopicError(
+            "; ".join(wrong)
+            + ". A topic's partition count is fixed at creation: set MINI_VISA_PARTITIONS (or"
+            " MINI_VISA_REPLIES_PARTITIONS) to what the cluster has, or use a new cluster."
+        )
+
+
+async def _create(wanted: Sequence[TopicPlan], client: AIOKafkaAdminClient) -> list[TopicChange]:
+    if not wanted:
+        return []
+    answer = await client.create_topics(
+        [NewTopic(p.name, p.partitions, p.replication, topic_configs=p.config) for p in wanted]
+    )
+    refused = {
+        name: (code, message)
+        for name, code, message in answer.topic_errors
+        if code not in (0, TopicAlreadyExistsError.errno)  # another process applied them at the same time
+    }
+    for name, (code, message) in refused.items():
+        raise TopicError(f"The cluster refused to create {name}: {for_code(code).__name__}: {message}")
+    return [TopicChange(p.name, "created", dict(p.config)) for p in wanted]
+
+
+async def _configure(wanted: Sequence[TopicPlan], client: AIOKafkaAdminClient) -> list[TopicChange]:
+    if not wanted:
+        return []
+    current = await _configs(client, [p.name for p in wanted])
+    changes: list[TopicChange] = []
+    resources: list[ConfigResource] = []
+    for p in wanted:
+        values, own = current[p.name]
+        differing = {key: value for key, value in p.config.items() if values.get(key) != value}
+        if differing:
+            changes.append(TopicChange(p.name, "changed", differing))
+            # AlterConfigs replaces all of a topic's own values, so those set by others go along.
+            resources.append(ConfigResource(ConfigResourceType.TOPIC, p.name, own | p.config))
+    if resources:
+        for answer in await client.alter_configs(resources):
+            for code, message, _, name in answer.resources:
+                if code:
+                    raise TopicError(
+                        f"The cluster refused to configure {name}: {for_code(code).__name__}: {message}"
+                    )
+    return changes
+
+
+async def _configs(
+    client: AIOKafkaAdminClient, names: Sequence[str]
+) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """For each topic its effective values, and those set on the topic itself."""
+    if not names:
+        return {}
+    answers = await client.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    )
+    found: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
+    for answer in answers:
+        for code, message, _, name, entries in answer.resources:
+            if code:
+                raise TopicError(f"The cluster does not show the configuration of {name}: {message}")
+            found[name] = (
+                {entry[0]: entry[1] for entry in entries},
+                {entry[0]: entry[1] for entry in entries if entry[3] == _DYNAMIC_TOPIC_CONFIG},
+            )
+    return found
+
+
+async def _visible(client: AIOKafkaAdminClient, wanted: dict[str, int]) -> None:
+    """Waits until the brokers show the topics with a leader for every partition: usable at once."""
+    deadline = asyncio.get_running_loop().time() + VISIBLE_TIMEOUT_S
+    while True:
+        described = await client.describe_topics(list(wanted)) if wanted else []
+        ready = {
+            topic["topic"]: sum(1 for part in topic["partitions"] if part["leader"] >= 0)
+            for topic in described
+        }
+        missing = sorted(name for name, count in wanted.items() if ready.get(name, 0) != count)
+        if not missing:
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise TopicError(
+                f"No leader for every partition of {', '.join(missing)} in {VISIBLE_TIMEOUT_S:.0f} s."
+            )
+        await asyncio.sleep(0.05)
+
+
+async def _partition_counts(client: AIOKafkaAdminClient) -> dict[str, int]:
+    return {topic["topic"]: len(topic["partitions"]) for topic in await client.describe_topics()}
+
+
+@dataclass(frozen=True)
+class TopicStatus:
+    """A topic as the cluster has it."""
+
+    name: str
+    partitions: int
+    records: int
+    """End offsets minus start offsets: transaction markers count too."""
+    config: dict[str, str]
+
+
+async def list_topics(settings: Settings, *, internal: bool = False) -> list[TopicStatus]:
+    """Every topic of the cluster, by name; `internal` adds Kafka's own."""
+    async with admin(settings) as client:
+        counts = {
+            name: count
+            for name, count in sorted((await _partition_counts(client)).items())
+            if internal or not name.startswith("__")
+        }
+        configs = await _configs(client, list(counts))
+    start, end = await _offsets(settings, list(counts))
+    records = dict.fromkeys(counts, 0)
+    for partition, offset in end.items():
+        records[partition.topic] += offset - start[partition]
+    return [TopicStatus(name, counts[name], records[name], configs[name][0]) for name in counts]
+
+
+# -- positions -------------------------------------------------------------------------------------
+
+
+async def end_offsets(settings: Settings, topics: Sequence[str]) -> dict[TopicPartition, int]:
+    """The offset after the last record of each partition of `topics`."""
+    return (await _offsets(settings, topics))[1]
+
+
+async def _offsets(
+    settings: Settings, topics: Sequence[str]
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    """First and end offsets of each partition of `topics`."""
+    if not topics:
+        return {}, {}
+    async with admin(settings) as client:
+        described = await client.describe_topics(list(topics))
+    partitions = [
+        TopicPartition(topic["topic"], part["partition"])
+        for topic in described
+        for part in topic["partitions"]
+    ]
+    if missing := sorted(set(topics) - {partition.topic for partition in partitions}):
+        raise TopicError(
+            f"The cluster has no topic {', '.join(missing)}. Create them: `mini-visa topics apply`."
+        )
+    options = client_options(settings)
+    consumer = AIOKafkaConsumer(**options, enable_auto_commit=False)
+    try:
+        async with _reachable(options):
+            await consumer.start()
+            return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
+    finally:
+        await consumer.stop()
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Records of a partition that a consumer group has not processed. After transactions about one
+    of them is a commit marker, which is no record."""
+
+    group: str
+    topic: str
+    partition: int
+    committed: int
+    end: int
+
+    @property
+    def records(self) -> int:
+        return max(0, self.end - self.committed)
+
+
+async def lag(settings: Settings) -> list[Lag]:
+    """The lag of every consumer group of this environment, by group, topic and partition."""
+    async with admin(settings) as client:
+        names = sorted(
+            group[0]
+            for group in await client.list_consumer_groups()
+            if group[0].startswith(f"{settings.environment}.")
+            or group[0].startswith(f"{settings.environment}-")
+        )
+        committed = {name: await client.list_consumer_group_offsets(name) for name in names}
+    topics = sorted({partition.topic for offsets in committed.values() for partition in offsets})
+    end = await end_offsets(settings, topics)
+    return sorted(
+        (
+            Lag(name, partition.topic, partition.partition, position.offset, end.get(partition, 0))
+            for name, offsets in committed.items()
+            for partition, position in offsets.items()
+        ),
+        key=lambda one: (one.group, one.topic, one.partition),
+    )

@@ -31,6 +31,8 @@ class Settings(BaseSettings):
     # -- Kafka ---------------------------------------------------------------------------------
     broker: str = "embedded"
     """"embedded", "docker", or "kafka://HOST:PORT[,HOST:PORT]" of an existing cluster."""
+    broker_heap_bytes: int = Field(384 << 20, ge=192 << 20, le=16 << 30)
+    """Java heap of the embedded broker, at most; the process takes some 150 MB more."""
     kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     kafka_ca_file: Path | None = None
     kafka_cert_file: Path | None = None
@@ -70,6 +72,10 @@ class Settings(BaseSettings):
     """How long a request waits for its outcome before 504 (and the time-out reversal)."""
     gateway_in_flight_max: int = Field(512, ge=1, le=100_000)
     """More requests at once are answered 503 with Retry-After."""
+    gateway_rate_per_s: float = Field(0.0, ge=0.0, le=1e6)
+    """Requests a second that one client (its key, or its address) may send; beyond: 429. 0: no limit."""
+    gateway_burst: int = Field(100, ge=1, le=1_000_000)
+    """Requests that a client may send at once before the rate counts."""
     gateway_body_bytes_max: int = Field(64 << 10, ge=1 << 10, le=16 << 20)
     gateway_drain_s: float = Field(10.0, ge=0.0, le=300.0)
     auth: Literal["off", "required"] = "off"
@@ -79,6 +85,10 @@ class Settings(BaseSettings):
     # -- read model ----------------------------------------------------------------------------
     database_url: str = ""
     """SQLAlchemy URL; "": SQLite in HOME/readmodel.sqlite."""
+    database_migrate: bool = True
+    """Make and upgrade the read model's tables on start. False where `mini-visa readmodel migrate` does."""
+    database_patience_s: float = Field(120.0, ge=0.0, le=240.0)
+    """How long the projection tries again when the database is gone before it ends with an error."""
 
     # -- domain defaults -----------------------------------------------------------------------
     default_currency: str = Field("USD", pattern=r"^[A-Z]{3}$")

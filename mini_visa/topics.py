@@ -66,6 +66,9 @@ FRAUD_ALERTS: Topic[commands.FraudAlert] = Topic(
 
 ALL: tuple[AnyTopic, ...] = (CARD_REQUESTS, ACCOUNT_COMMANDS, PAYMENT_EVENTS, GATEWAY_REPLIES, FRAUD_ALERTS)
 
+SERVICES = ("risk", "authorization", "projection")
+"""Every service that processes topics, and so has dead letters. A module of `agents` each."""
+
 
 def dead_letters(service: str) -> str:
     """Name of the topic that takes what `service` could not process: raw bytes, the reason and the
