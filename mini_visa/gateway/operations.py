@@ -1,0 +1,29 @@
+"""For those who run the gateway: is it alive, can it serve, what did it count, what does it offer."""
+
+from __future__ import annotations
+
+import orjson
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from mini_visa.gateway.endpoints import Call, Reply
+from mini_visa.gateway.problems import Problem
+
+
+async def healthz(call: Call) -> Reply:
+    """The process runs and its event loop turns."""
+    return Reply(orjson.dumps({"status": "ok"}))
+
+
+async def readyz(call: Call) -> Reply:
+    """Can an authorization be answered now?"""
+    gateway = call.gateway
+    if gateway.draining:
+        raise Problem(503, "shutting-down", "Shutting down.")
+    if not await gateway.exchange.reachable(timeout_s=1.0):
+        raise Problem(503, "not-ready", "No working connection to Kafka.")
+    return Reply(orjson.dumps({"status": "ready"}))
+
+
+async def metrics(call: Call) -> Reply:
+    """Prometheus text format."""
+    return Reply(generate_latest(call.gateway.metrics.registry), CONTENT_TYPE_LATEST)
