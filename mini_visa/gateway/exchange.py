@@ -85,11 +85,17 @@ class Exchange:
         """Connects, and positions the consumer at the end of its replies: nothing is asked before
         that. Raises `TopicsMissing` or a KafkaError."""
         self._producer = await self._new_producer()
-        missing = [topic.name for topic in NEEDED_TOPICS if not await self._exists(topic)]
-        if missing:
+        try:
+            metadata = await self._producer.client.fetch_all_metadata()
+            counts = {topic.name: metadata.partitions_for_topic(topic.name) for topic in NEEDED_TOPICS}
+            missing = [name for name, partitions in counts.items() if not partitions]
+            if missing:
+                raise TopicsMissing(f"the cluster has no {', '.join(missing)}: run `mini-visa topics apply`")
+            self.reply_partition = self._gateway_id % len(counts[topics.GATEWAY_REPLIES.name])
+            self._consumer = await self._new_consumer()
+        except BaseException:
             await self.stop()
-            raise TopicsMissing(f"the cluster has no {', '.join(missing)}: run `mini-visa topics apply`")
-        self._consumer = await self._new_consumer()
+            raise
         self._listening = True
         self._keep(self._listen())
 
@@ -215,11 +221,6 @@ class Exchange:
             raise
         return producer
 
-    async def _exists(self, topic: AnyTopic) -> bool:
-        assert self._producer is not None
-        metadata = await self._producer.client.fetch_all_metadata()
-        return bool(metadata.partitions_for_topic(topic.name))
-
     # -- in --------------------------------------------------------------------------------------
 
     async def _new_consumer(self) -> AIOKafkaConsumer:
@@ -233,16 +234,9 @@ class Exchange:
             fetch_max_wait_ms=500,
             retry_backoff_ms=50,
         )
-        name = topics.GATEWAY_REPLIES.name
+        replies = TopicPartition(topics.GATEWAY_REPLIES.name, self.reply_partition)
         try:
             await consumer.start()
-            if not consumer.partitions_for_topic(name):
-                await consumer._client.fetch_all_metadata()
-            partitions = consumer.partitions_for_topic(name)
-            if not partitions:
-                raise TopicsMissing(f"the cluster has no {name}: run `mini-visa topics apply`")
-            self.reply_partition = self._gateway_id % len(partitions)
-            replies = TopicPartition(name, self.reply_partition)
             consumer.assign([replies])
             await consumer.seek_to_end(replies)
             await consumer.position(replies)
@@ -260,7 +254,7 @@ class Exchange:
                     self._consumer = await self._new_consumer()
                 self._listening = True
                 await self._deliver(self._consumer)
-            except (KafkaError, TopicsMissing) as error:
+            except KafkaError as error:
                 self._listening = False
                 log.error("listening for replies failed (%s): starting anew", type(error).__name__)
                 failed, self._consumer = self._consumer, None

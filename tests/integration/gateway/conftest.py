@@ -1,0 +1,62 @@
+"""A cluster with the real topics, a running gateway on it, and what may answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from mini_visa.broker import EmbeddedBroker
+from mini_visa.gateway.app import create
+from mini_visa.kafka import apply_topics
+from mini_visa.settings import Settings
+
+SettingsBuilder = Callable[..., Settings]
+Client = TestClient[Any, Any]
+GatewayRunner = Callable[..., AbstractAsyncContextManager[Client]]
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory, jars_cache: Path) -> Iterator[str]:
+    """HOST:PORT of a Kafka of the gateway's tests alone, with the real topics in it."""
+    given = os.environ.get("MINI_VISA_TEST_GATEWAY_BROKER")
+    started = None
+    if given is None:
+        started = EmbeddedBroker(tmp_path_factory.mktemp("gateway-broker"), libs_cache=jars_cache)
+        started.start()
+        given = started.address
+    asyncio.run(apply_topics(Settings(broker=f"kafka://{given}")))
+    assert given is not None
+    yield given
+    if started is not None:
+        started.stop()
+
+
+@pytest.fixture
+def settings(settings_for: SettingsBuilder, cluster: str) -> Settings:
+    return settings_for(cluster)
+
+
+@pytest.fixture
+def gateway_for(settings_for: SettingsBuilder, cluster: str) -> GatewayRunner:
+    """Runs a gateway with changed settings: `async with gateway_for(gateway_in_flight_max=1) as client`."""
+
+    @asynccontextmanager
+    async def run(**changes: Any) -> AsyncIterator[Client]:
+        app = create(settings_for(cluster, **changes))
+        async with TestClient(TestServer(app)) as client:
+            yield client
+
+    return run
+
+
+@pytest.fixture
+async def client(gateway_for: GatewayRunner) -> AsyncIterator[Client]:
+    async with gateway_for() as client:
+        yield client
