@@ -1,0 +1,1 @@
+"""Benchmarks: what is measured, and beside which floor and aim it stands. See docs/performance.md."""

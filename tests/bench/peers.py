@@ -1,0 +1,152 @@
+"""W1 in the harness of the peers: this project beside Kafka Streams, Faust, Quix and Spark.
+
+The harness is a folder outside of this project. It holds the workload, its oracle, the peers and the
+scripts that run them; this project brings only its adapter (tests/bench/w1/app.py). The folder is
+named by MINI_VISA_PEERS, or found as a folder `peers` in one beside the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.bench.report import REPORTS, ROOT, Figure, Result, console
+
+SCRIPTS = ("w1/run.sh", "common/broker.sh", "setup.sh")
+BROKER = "127.0.0.1:19192"
+"""Where the harness's own broker listens."""
+OURS = "mini-visa"
+
+
+class NoHarness(Exception):
+    """There is no harness on this machine; the text says how to name one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Harness:
+    folder: Path
+
+    @property
+    def work(self) -> Path:
+        """Where the harness keeps jars, wheels and state (its own setting, PEERS_HOME)."""
+        return Path(os.environ.get("PEERS_HOME", "/tmp/peers"))
+
+    def is_set_up(self) -> bool:
+        jars = all(any((self.work / "jars" / name).glob("*.jar")) for name in ("broker", "kstreams"))
+        return jars and (self.work / "v/bin/python").exists() and any((self.work / "classes").glob("*.class"))
+
+    def set_up(self) -> None:
+        """Fetch what the harness needs, unless it is there. Some minutes the first time."""
+        if not self.is_set_up():
+            console.print("setting up the harness of the peers: some minutes, once", style="dim")
+            _run([str(self.folder / "setup.sh")])
+
+    def broker_runs(self) -> bool:
+        try:
+            os.kill(int((self.work / "kafka.pid").read_text()), 0)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def run(self, peers: Sequence[str], *, records: int, reps: int, out: Path) -> list[dict[str, Any]]:
+        """Run each of `peers` `reps` times over `records` requests, in turns, so that peers that are
+        compared share the machine's mood. Appends the harness's JSON lines to `out` and returns them."""
+        self.set_up()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        known = len(_lines(out))
+        ran_before = self.broker_runs()
+        broker = str(self.folder / "common/broker.sh")
+        _run([broker, "start"])
+        try:
+            adapter = f"{sys.executable} {ROOT / 'tests/bench/w1/app.py'}"
+            _run(
+                [str(self.folder / "w1/run.sh"), BROKER, *peers],
+                CMD_mini_visa=adapter,
+                N=str(records),
+                REPS=str(reps),
+                OUT=str(out),
+            )
+        finally:
+            if not ran_before:
+                _run([broker, "stop"])
+        return _lines(out)[known:]
+
+
+def find_harness() -> Harness:
+    """Raises `NoHarness`."""
+    named = os.environ.get("MINI_VISA_PEERS", "")
+    candidates = [Path(named)] if named else sorted(ROOT.parent.glob("*/peers"))
+    for folder in candidates:
+        if all((folder / script).is_file() for script in SCRIPTS):
+            return Harness(folder.resolve())
+    if named:
+        raise NoHarness(f"MINI_VISA_PEERS={named} has no {' or no '.join(SCRIPTS)}")
+    raise NoHarness(
+        "no harness of the peers: set MINI_VISA_PEERS to its folder, the one that holds "
+        + " and ".join(SCRIPTS)
+    )
+
+
+def measure(peers: Sequence[str], *, records: int, reps: int, out: Path | None = None) -> Result:
+    """Records/s and CPU of each peer, and the ratios of this project to each other peer.
+
+    A ratio pairs the two runs of one turn. Raises `NoHarness`.
+    """
+    harness = find_harness()
+    out = out or REPORTS / "peers.jsonl"
+    runs = harness.run(peers, records=records, reps=reps, out=out)
+    return reckon(runs, peers, records=records, reps=reps)
+
+
+def reckon(runs: Sequence[dict[str, Any]], peers: Sequence[str], *, records: int, reps: int) -> Result:
+    """The figures of `runs`, in which a run with a wrong or a missing decision is an error."""
+    suffix = "" if records <= 300_000 else ".long"
+    result = Result(
+        f"w1{suffix.replace('.', '-')}",
+        f'make peers PEERS="{" ".join(peers)}" N={records} REPS={reps}',
+        runs=list(runs),
+    )
+    rates: dict[str, list[float]] = {}
+    faults: list[str] = []
+    for peer in peers:
+        own = [run for run in runs if run["peer"] == peer]
+        for run in own:
+            if run["wrong"] or run["missing"]:
+                faults.append(f"{peer}: {run['wrong']} wrong, {run['missing']} missing of {records}")
+        good = [run for run in own if not run["wrong"] and not run["missing"] and run.get("visible_seconds")]
+        rates[peer] = [records / run["visible_seconds"] for run in good]
+        if good:
+            result.figures += [
+                Figure(f"w1.{peer}{suffix}.per_s", "records/s", tuple(rates[peer])),
+                Figure(f"w1.{peer}{suffix}.cpu_s", "CPU s", tuple(run["cpu_s"] for run in good)),
+                Figure(f"w1.{peer}{suffix}.rss", "MiB", tuple(run["peak_rss_mib"] for run in good)),
+            ]
+        if len(good) < reps:
+            faults.append(f"{peer}: {len(good)} good runs of {reps}")
+    for peer in peers:
+        if peer != OURS and rates.get(OURS) and rates[peer]:
+            ratios = tuple(ours / theirs for ours, theirs in zip(rates[OURS], rates[peer], strict=False))
+            result.figures.append(Figure(f"w1.ratio.{peer}{suffix}", "x", ratios))
+    result.error = "; ".join(dict.fromkeys(faults))
+    result.notes.append(
+        f"{records:,} requests; records/s up to the last readable decision; every decision checked by the "
+        "harness's oracle; CPU seconds of the process tree with its start"
+    )
+    return result
+
+
+def _run(command: list[str], **env: str) -> None:
+    subprocess.run(command, check=True, env={**os.environ, **env}, cwd=ROOT)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines: Iterable[str] = path.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.strip()]

@@ -1,0 +1,173 @@
+"""Processes under test: started on one core, watched for CPU and memory, never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil  # type: ignore[import-untyped]
+
+TEST_CORE = 1
+"""The core of what is measured; broker and load generator are on the others."""
+LOAD_CORE = 0
+
+
+def pinned(core: int) -> list[str]:
+    """The command prefix that keeps a process on `core`; nothing where that cannot be had."""
+    if shutil.which("taskset") and core in os.sched_getaffinity(0):
+        return ["taskset", "-c", str(core)]
+    return []
+
+
+def pin_self(core: int) -> None:
+    """Keep this process (the load generator) off the core of what is measured."""
+    if core in os.sched_getaffinity(0):
+        os.sched_setaffinity(0, {core})
+
+
+class Watched:
+    """A process and all its descendants: `with Watched(command, log=...) as worker: ...`.
+
+    `cpu_s` and `rss_peak_mib` are sums over the tree, sampled every 0.1 s and once more on request.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        core: int | None = TEST_CORE,
+        cwd: Path | None = None,
+    ) -> None:
+        self.command = [*(pinned(core) if core is not None else ()), *command]
+        self.log = log
+        self.rss_peak_mib = 0.0
+        self._env = {**os.environ, **(env or {})}
+        self._cwd = cwd
+        self._cpu: dict[int, float] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_file: IO[bytes] | None = None
+
+    def __enter__(self) -> Watched:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_file = self.log.open("ab")
+        self._process = subprocess.Popen(
+            self.command,
+            env=self._env,
+            cwd=self._cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._root = psutil.Process(self._process.pid)
+        self._sampler = threading.Thread(target=self._sample_for_ever, daemon=True)
+        self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def cpu_s(self) -> float:
+        """User and system seconds so far, of the whole tree, start-up included."""
+        self._sample()
+        with self._lock:
+            return sum(self._cpu.values())
+
+    def check(self) -> None:
+        """Raises `RuntimeError` with the end of its log when the process has ended by itself."""
+        assert self._process is not None
+        code = self._process.poll()
+        if code is not None:
+            raise RuntimeError(f"{self.command[-1]} ended with {code}: {self.tail()}")
+
+    def kill(self) -> None:
+        """SIGKILL to the whole tree, at once."""
+        for process in self._tree():
+            _signal(process, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
+    def stop(self, timeout_s: float = 20.0) -> None:
+        """SIGTERM, then after `timeout_s` SIGKILL."""
+        assert self._process is not None and self._log_file is not None
+        self._stop.set()
+        tree = self._tree()
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout_s)
+        for process in tree:
+            _signal(process, signal.SIGKILL)
+        self._process.wait()
+        self._sampler.join()
+        self._log_file.close()
+
+    def tail(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _sample(self) -> None:
+        rss = 0
+        for process in self._tree():
+            try:
+                with process.oneshot():
+                    rss += process.memory_info().rss
+                    times = process.cpu_times()
+            except psutil.Error:
+                continue
+            with self._lock:
+                self._cpu[process.pid] = times.user + times.system
+        self.rss_peak_mib = max(self.rss_peak_mib, rss / 2**20)
+
+    def _sample_for_ever(self) -> None:
+        while not self._stop.wait(0.1):
+            self._sample()
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def wait_until(condition: str, ready: object, *, timeout_s: float, worker: Watched | None = None) -> float:
+    """Poll `ready()` every 20 ms; seconds it took. Raises `TimeoutError` naming `condition`."""
+    assert callable(ready)
+    start = time.monotonic()
+    while not ready():
+        if worker is not None:
+            worker.check()
+        if time.monotonic() - start > timeout_s:
+            raise TimeoutError(f"not within {timeout_s:g} s: {condition}")
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def python(*arguments: str) -> list[str]:
+    return [sys.executable, *arguments]

@@ -1,0 +1,1 @@
+"""W1 "authorize-core": velocity and balance per card, one decision a request."""
