@@ -58,7 +58,10 @@ class BatchResult:
 class Context:
     """What a handler may know and do. Time, ids and state come from here and nowhere else."""
 
-    __slots__ = ("_counts", "_outputs", "_sinks", "key", "offset", "partition", "tables", "timestamp")
+    __slots__ = (
+        "_counts", "_outputs", "_sinks", "key", "offset", "partition", "record_timestamp", "tables",
+        "timestamp",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -74,6 +77,8 @@ class Context:
         self.offset = -1
         self.timestamp = 0
         """Event time of the partition in ms: the record's, or the latest before it if that is later."""
+        self.record_timestamp = 0
+        """The record's own time in ms, for what may be late: it goes back and forth."""
         self._sinks = sinks
         self._counts = partition_counts
         self._outputs = outputs
@@ -185,6 +190,7 @@ class Execution:
                 if record.timestamp > now:
                     now = record.timestamp
                 context.key, context.offset, context.timestamp = record.key, record.offset, now
+                context.record_timestamp = record.timestamp
                 handler(message, context)
             except Impossible as refusal:
                 del outputs[mark:]

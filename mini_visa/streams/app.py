@@ -1,0 +1,192 @@
+"""A Faust app whose processors commit exactly once.
+
+Faust gives the app, its command line, the worker with its signals, and the supervision of services. Its own
+consumer, producer, conductor, tables and recovery are not started: `KernelBoot` starts the kernel instead.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import faust
+from faust.app.base import BootStrategy
+from mode import Service
+
+from mini_visa.kafka import client_options
+from mini_visa.settings import Settings
+from mini_visa.settings import settings as process_settings
+from mini_visa.streams.poison import Fatal
+from mini_visa.streams.processor import Handler, Processor
+from mini_visa.streams.runtime import Runtime, make_plans
+from mini_visa.streams.table import AnyTable
+from mini_visa.streams.topic import AnyTopic
+
+log = logging.getLogger(__name__)
+
+FAUST_VERSION: Final = "0.15.3"
+
+
+def check_interpreter() -> None:
+    """Raises `Fatal` where the kernel's invariants would not be checked, or Faust is not the one it fits."""
+    if not __debug__:
+        raise Fatal("python -O and PYTHONOPTIMIZE turn off assertions that guard money: start without them")
+    installed = importlib.metadata.version("faust-streaming")
+    if installed != FAUST_VERSION:
+        raise Fatal(
+            f"faust-streaming {installed} is installed and the kernel is checked with {FAUST_VERSION} only: "
+            f"pip install faust-streaming=={FAUST_VERSION}"
+        )
+
+
+class Kernel(Service):  # type: ignore[misc]
+    """The service that runs an app's processors. Started and stopped by Faust."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(beacon=app.beacon)
+        self.app = app
+        self.runtimes: list[Runtime] = []
+
+    async def on_start(self) -> None:
+        settings = self.app.settings
+        plans = await make_plans(
+            self.app.processors.values(),
+            service=self.app.service,
+            dead_letters=dead_letters(self.app.service),
+            settings=settings,
+            client_options=client_options(settings),
+        )
+        self.runtimes = [Runtime(plan) for plan in plans]
+        for runtime in self.runtimes:
+            await runtime.start()
+
+    async def on_stop(self) -> None:
+        for runtime in self.runtimes:
+            await runtime.stop()
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.runtimes) and all(runtime.ready for runtime in self.runtimes)
+
+
+class KernelBoot(BootStrategy):  # type: ignore[misc]
+    """What Faust's worker starts for an app: its sensors and the kernel."""
+
+    def server(self) -> Iterable[Any]:
+        return [*self.sensors(), self.app.kernel]
+
+    def client_only(self) -> Iterable[Any]:
+        raise Fatal("a kernel app is a worker: it has no client mode")
+
+    producer_only = client_only
+
+
+class App(faust.App):  # type: ignore[misc]
+    """Made by `create_app`."""
+
+    BootStrategy = KernelBoot
+
+    def __init__(self, service: str, settings: Settings, **options: Any) -> None:
+        self.service = service
+        self.settings = settings
+        self.processors: dict[str, Processor] = {}
+        super().__init__(f"{settings.environment}.{service}", **options)
+        self.kernel = Kernel(self)
+
+    def processor(
+        self,
+        source: AnyTopic,
+        tables: Sequence[AnyTable] = (),
+        sinks: Sequence[AnyTopic] = (),
+        tick: Callable[[], Any] | None = None,
+        name: str | None = None,
+    ) -> Callable[[Handler], Processor]:
+        """Make the decorated handler a processor of this service, named after it unless `name` is given.
+
+        The name is part of the consumer group, of the transactional ids and of the changelog: renaming a
+        processor starts it anew, with empty tables, at the beginning of its source.
+        """
+
+        def register(handler: Handler) -> Processor:
+            processor = Processor(
+                name or handler.__name__, source, handler, tuple(tables), tuple(sinks), tick
+            )
+            assert processor.name not in self.processors, f"{self.service}: two processors {processor.name}"
+            for other in self.processors.values():
+                shared = set(other.tables) & set(processor.tables)
+                assert not shared, (
+                    f"{self.service}: {other.name} and {processor.name} share {shared}: a table belongs to "
+                    "one processor, or two would write a partition's rows in no common order"
+                )
+            self.processors[processor.name] = processor
+            return processor
+
+        return register
+
+    async def on_first_start(self) -> None:
+        check_interpreter()
+        if not self.processors:
+            raise Fatal(f"{self.service} has no processor")
+
+    async def on_start(self) -> None:
+        self.finalize()
+
+    async def on_started(self) -> None:
+        await self.on_started_init_extra_tasks()
+        await self.on_started_init_extra_services()
+        if self.on_startup_finished:
+            await self.on_startup_finished()
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise Fatal(
+            f"{self.service}: {what} would send outside the batch's transaction. A handler sends with "
+            "context.emit; everything else has no business in a worker"
+        )
+
+    async def send(self, *arguments: Any, **options: Any) -> NoReturn:
+        self._refuse("app.send")
+
+    @property
+    def producer(self) -> NoReturn:
+        self._refuse("Faust's producer")
+
+    @property
+    def consumer(self) -> NoReturn:
+        self._refuse("Faust's consumer")
+
+    def agent(self, *arguments: Any, **options: Any) -> NoReturn:
+        self._refuse("a Faust agent")
+
+    def Table(self, *arguments: Any, **options: Any) -> NoReturn:
+        self._refuse("a Faust table")
+
+
+def dead_letters(service: str) -> str:
+    """The service's dead letter topic."""
+    from mini_visa import topics  # the topics are declared with this package
+
+    return topics.dead_letters(service)
+
+
+def create_app(service: str, settings: Settings | None = None, **overrides: Any) -> App:
+    """The Faust app of `service`, ready for ``faust -A module worker`` and ``faust.Worker(*apps)``.
+
+    `settings` are the process's own unless given; `overrides` are Faust settings. Raises `Fatal` under
+    ``python -O`` and with another Faust than the kernel is checked with.
+    """
+    check_interpreter()
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)  # its INFO is a line per partition and start
+    settings = settings or process_settings()
+    options: dict[str, Any] = {
+        "broker": "kafka://kernel",
+        "store": "memory://",
+        "datadir": str(Path(settings.home) / "state"),
+        "web_enabled": False,
+        "autodiscover": False,
+        "topic_disable_leader": True,
+        "worker_redirect_stdouts": False,
+    }
+    return App(service, settings, **{**options, **overrides})

@@ -1,0 +1,465 @@
+"""One processor on one partition: acquire it, run it, release it. See docs/kernel.md.
+
+An `Ownership` holds everything that is the partition's own: the transactional producer (the token: whoever
+started it last owns the partition), the tables, the handler's execution, the position in the source. Nothing
+of it is shared, and nothing outlives a release.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.structs import TopicPartition
+
+from mini_visa.settings import Settings
+from mini_visa.streams import faults, metrics
+from mini_visa.streams.commit import Transactions
+from mini_visa.streams.poison import Fatal
+from mini_visa.streams.processor import BatchResult, Execution, Processor
+from mini_visa.streams.store import (
+    PROGRESS_VERSION,
+    Applied,
+    Change,
+    Identity,
+    Progress,
+    RocksStore,
+    encode_progress,
+)
+from mini_visa.streams.wire import Chunk, Wire
+
+log = logging.getLogger(__name__)
+
+FETCH_BYTES_MAX: Final = 1 << 20
+FETCH_WAIT_MS: Final = 1_000
+"""A fetch is answered as soon as there is one record; an idle partition asks this often."""
+INBOX_CHUNKS_MAX: Final = 3
+"""Fetched ahead per partition: while one batch commits, the next is already here."""
+HANDLER_S_MAX: Final = 0.25
+"""Batches are cut so that the handler holds the event loop no longer than about this."""
+FUTURE_MS_MAX: Final = 60_000
+"""A record further ahead of the clock than this is dead-lettered: it would expire everything."""
+RESTORE_BYTES_MAX: Final = 4 << 20
+RESTORE_STALL_S: Final = 60.0
+"""A restore that does not advance for so long never will."""
+TOMBSTONES_MS: Final = 7 * 24 * 3_600_000
+"""The changelog keeps deletions this long (`delete.retention.ms`). An older store may hold deleted rows."""
+
+
+class State(StrEnum):
+    NEW = "new"
+    FENCING = "fencing"
+    RESTORING = "restoring"
+    RUNNING = "running"
+    DRAINING = "draining"
+    PARKED = "parked"
+    RELEASING = "releasing"
+    RELEASED = "released"
+    POISONED = "poisoned"
+
+
+TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
+    State.NEW: frozenset({State.FENCING, State.RELEASING}),
+    State.FENCING: frozenset({State.RESTORING, State.RELEASING, State.POISONED}),
+    State.RESTORING: frozenset({State.RUNNING, State.RELEASING, State.POISONED}),
+    State.RUNNING: frozenset({State.DRAINING, State.POISONED}),
+    State.DRAINING: frozenset({State.PARKED, State.POISONED}),
+    State.PARKED: frozenset({State.RUNNING, State.RELEASING, State.POISONED}),
+    State.RELEASING: frozenset({State.RELEASED, State.POISONED}),
+    State.RELEASED: frozenset(),
+    State.POISONED: frozenset(),
+}
+"""Every way an ownership can go. POISONED is the end of the process, not only of the partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all partitions of a processor have in common, fixed at start and checked against the cluster."""
+
+    processor: Processor
+    service: str
+    group: str
+    changelog: str
+    dead_letters: str
+    partition_counts: Mapping[str, int]
+    identity: Identity
+    state: Path
+    """Directory of this processor's tables, one below for each partition."""
+    settings: Settings
+    client_options: dict[str, Any]
+
+    @property
+    def source(self) -> str:
+        return self.processor.source.name
+
+    def transactional_id(self, partition: int) -> str:
+        """One owner of a processor's partition at a time, in the whole environment."""
+        return f"{self.group}.{self.source}.{partition}"
+
+
+class Ownership:
+    """See the module. `on_failure` is called with every error that is not an orderly release."""
+
+    def __init__(self, plan: Plan, partition: int, on_failure: Callable[[str, BaseException], None]) -> None:
+        self.plan = plan
+        self.partition = partition
+        self.name = f"{plan.group}/{partition}"
+        self.state = State.NEW
+        self.next_offset = -1
+        """The first source offset that is not committed."""
+        self._on_failure = on_failure
+        self._source = TopicPartition(plan.source, partition)
+        self._changelog = TopicPartition(plan.changelog, partition)
+        self._transactions: Transactions | None = None
+        self._store: RocksStore | None = None
+        self._execution: Execution | None = None
+        self._applied_offset = -1
+        self._wire = Wire(self.name, plan.client_options)
+        self._inbox: deque[Chunk] = deque()
+        self._taken = 0
+        """Records of the inbox's first chunk that are already processed."""
+        self._arrival = asyncio.Event()
+        self._room = asyncio.Event()
+        self._turn = asyncio.Lock()
+        """Held during a batch by the run loop, and all the while the partition is parked."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self._record_s = 1e-5
+        """The handler's time per record, a moving average."""
+        processor = plan.processor.name
+        self._batches = metrics.BATCHES.labels(processor)
+        self._records = metrics.RECORDS.labels(processor)
+        self._outputs = metrics.OUTPUTS.labels(processor)
+        self._changes = metrics.CHANGES.labels(processor)
+        self._dead_letters = metrics.DEAD_LETTERS.labels(processor)
+        self._batch_seconds = metrics.BATCH_SECONDS.labels(processor)
+        self._handler_seconds = metrics.HANDLER_SECONDS.labels(processor)
+        self._commit_seconds = metrics.COMMIT_SECONDS.labels(processor)
+        self._lag = metrics.LAG.labels(processor, str(partition))
+
+    # -- acquire ---------------------------------------------------------------------------------
+
+    async def acquire(self, still_ours: Callable[[], bool]) -> None:
+        """Fence the former owner, restore the tables, and start at the first offset not committed.
+
+        Everything is read AFTER fencing: before it, the former owner may still commit.
+        """
+        began = time.monotonic()
+        self._become(State.FENCING)
+        await self._wire.start()
+        self._transactions = Transactions(
+            self.plan.transactional_id(self.partition),
+            self.plan.group,
+            self._source,
+            self._changelog,
+            self.plan.settings.transaction_timeout_s,
+            self.plan.client_options,
+        )
+        await self._transactions.fence()
+        if faults.ARMED:
+            await faults.reach("fenced")
+        self._become(State.RESTORING)
+        committed = await self._wire.committed(self.plan.group, self._source)
+        first, end = await self._wire.bounds(self._source)
+        path = self.plan.state / str(self.partition)
+        self._store = await asyncio.to_thread(RocksStore, path, self.plan.settings.rocksdb_memory_bytes)
+        restored = await self._restore(self._store)
+        progress = self._store.progress()
+        if not self._agrees(progress, committed) and restored.from_disk:
+            log.warning(
+                "%s: %s; restoring from an empty store", self.name, self._mismatch(progress, committed)
+            )
+            await asyncio.to_thread(self._store.wipe)
+            restored = await self._restore(self._store)
+            progress = self._store.progress()
+        if not self._agrees(progress, committed):
+            raise Fatal(self._mismatch(progress, committed))
+        if faults.ARMED:
+            await faults.reach("restored")
+        if progress is None:
+            self.next_offset, partition_time = first, 0
+        else:
+            self.next_offset, partition_time = progress.next_offset, progress.partition_time
+        if not first <= self.next_offset <= end:
+            raise Fatal(self._out_of_range(first, end))
+        self._execution = Execution(
+            self.plan.processor,
+            self.partition,
+            self._store,
+            dead_letters=self.plan.dead_letters,
+            partition_counts=self.plan.partition_counts,
+            partition_time=partition_time,
+        )
+        assert still_ours(), f"{self.name}: the partition was taken away while it was being acquired"
+        seconds = time.monotonic() - began
+        metrics.RESTORE_SECONDS.labels(self.plan.processor.name, str(self.partition)).set(seconds)
+        log.info(
+            "%s: acquired in %.2f s, %d changelog records restored, going on at offset %d of %d",
+            self.name,
+            seconds,
+            restored.records,
+            self.next_offset,
+            end,
+        )
+        self._become(State.RUNNING)
+        self._tasks = [
+            asyncio.create_task(self._guarded("fetch", self._fetch(self.next_offset))),
+            asyncio.create_task(self._guarded("run", self._run())),
+        ]
+
+    def _agrees(self, progress: Progress | None, committed: int | None) -> bool:
+        if progress is None:
+            return committed is None
+        return progress.next_offset == committed and progress.identity == self.plan.identity
+
+    def _mismatch(self, progress: Progress | None, committed: int | None) -> str:
+        group, source = self.plan.group, f"{self.plan.source}:{self.partition}"
+        if progress is not None and progress.identity != self.plan.identity:
+            return (
+                f"{self.name}: its tables are of other logs than this cluster has (cluster, source topic or "
+                f"changelog were made anew). To start over, delete the changelog topic {self.plan.changelog} "
+                f"and the group {group}; to keep the tables, bring the former topics back"
+            )
+        changelog = "nothing" if progress is None else f"offset {progress.next_offset}"
+        offsets = "nothing" if committed is None else f"offset {committed}"
+        message = (
+            f"{self.name}: the changelog says {changelog} of the source is next, the group's committed "
+            f"offset says {offsets}: one of them was changed, expired or lost from outside"
+        )
+        if progress is not None:
+            return (
+                f"{message}. The changelog knows better; with no worker of the group running: "
+                f"kafka-consumer-groups.sh --group {group} --topic {source} --reset-offsets "
+                f"--to-offset {progress.next_offset} --execute"
+            )
+        return (
+            f"{message}. The changelog topic {self.plan.changelog} has lost its records: restore it, or "
+            f"delete the group {group} to process the source from its beginning"
+        )
+
+    def _out_of_range(self, first: int, end: int) -> str:
+        return (
+            f"{self.name}: offset {self.next_offset} is next, and the source {self._source.topic} holds "
+            f"{first} to {end} only: records were deleted before they were processed, or the topic lost "
+            "some. Nothing is skipped silently: restore the topic, or reset group and changelog on purpose"
+        )
+
+    async def _restore(self, store: RocksStore) -> _Restored:
+        """Apply the changelog from where the store is to its end, which is fixed: the partition is fenced."""
+        first, end = await self._wire.bounds(self._changelog)
+        applied = store.applied()
+        from_disk = applied is not None
+        if applied is not None:
+            reason = self._stale(applied, first, end)
+            if reason:
+                log.warning("%s: %s; restoring from an empty store", self.name, reason)
+                await asyncio.to_thread(store.wipe)
+                applied, from_disk = None, False
+        position = first if applied is None else applied.offset + 1
+        self._applied_offset = position - 1
+        records, progressed = 0, time.monotonic()
+        counter = metrics.RESTORED.labels(self.plan.processor.name)
+        while position < end:
+            chunk = await self._wire.fetch(
+                self._changelog, position, bytes_max=RESTORE_BYTES_MAX, wait_ms=FETCH_WAIT_MS
+            )
+            if chunk.next_offset == position:
+                if time.monotonic() - progressed > RESTORE_STALL_S:
+                    raise Fatal(
+                        f"{self.name}: restoring stands at offset {position} of {end} of "
+                        f"{self._changelog.topic} for {RESTORE_STALL_S:.0f} s: a transaction is open in it"
+                    )
+                continue
+            position, progressed = chunk.next_offset, time.monotonic()
+            rows: list[Change] = [(record.key, record.value) for record in chunk.records]
+            self._applied_offset = position - 1
+            store.write(rows, None, self._applied())
+            records += len(rows)
+            counter.inc(len(rows))
+            if faults.ARMED:
+                await faults.reach("restore_batch")
+            await asyncio.sleep(0)
+        return _Restored(records, from_disk)
+
+    def _stale(self, applied: Applied, first: int, end: int) -> str | None:
+        """Why the store on disk cannot be carried on from, or None."""
+        if applied.identity != self.plan.identity:
+            return "the store is of another cluster, source topic or changelog"
+        if applied.offset + 1 > end:
+            return f"the store is ahead of the changelog ({applied.offset + 1} > {end}): the broker lost data"
+        if applied.offset + 1 < first:
+            return f"the changelog begins after the store's position ({first} > {applied.offset + 1})"
+        if time.time() * 1000 - applied.written_ms > TOMBSTONES_MS // 2:
+            return "the store is so old that it may have missed deletions"
+        return None
+
+    def _applied(self) -> Applied:
+        return Applied(self._applied_offset, int(time.time() * 1000), self.plan.identity)
+
+    # -- run -------------------------------------------------------------------------------------
+
+    async def _fetch(self, position: int) -> None:
+        """Keep the inbox filled. The position is this task's own: nothing else can move it."""
+        bytes_max = min(FETCH_BYTES_MAX, self.plan.settings.batch_bytes_max)
+        while True:
+            while len(self._inbox) >= INBOX_CHUNKS_MAX:
+                self._room.clear()
+                await self._room.wait()
+            try:
+                chunk = await self._wire.fetch(
+                    self._source, position, bytes_max=bytes_max, wait_ms=FETCH_WAIT_MS
+                )
+            except OffsetOutOfRangeError:
+                raise Fatal(self._out_of_range(*await self._wire.bounds(self._source))) from None
+            assert chunk.start == position <= chunk.next_offset, f"{self.name}: fetched out of turn"
+            self._lag.set(chunk.end - chunk.next_offset)
+            position = chunk.next_offset
+            if chunk.records:
+                self._inbox.append(chunk)
+                self._arrival.set()
+
+    async def _run(self) -> None:
+        """One batch after the other: whatever has arrived, no waiting for company."""
+        while True:
+            if not self._inbox:
+                self._arrival.clear()
+                await self._arrival.wait()
+            async with self._turn:
+                assert self.state is State.RUNNING, f"{self.name}: a batch while {self.state}"
+                began = time.perf_counter()
+                records = self._take()
+                assert records[0].offset >= self.next_offset, (
+                    f"{self.name}: offset {records[0].offset} again, {self.next_offset} is next"
+                )
+                await self._process(records)
+                self._batch_seconds.observe(time.perf_counter() - began)
+
+    def _take(self) -> list[Any]:
+        """The next batch: bounded in records, in bytes and, by what the handler took so far, in time."""
+        records_max = min(self.plan.settings.batch_records_max, max(1, int(HANDLER_S_MAX / self._record_s)))
+        bytes_left = self.plan.settings.batch_bytes_max
+        batch: list[Any] = []
+        while self._inbox and len(batch) < records_max:
+            chunk = self._inbox[0]
+            record_bytes = max(1, chunk.size_bytes // len(chunk.records))
+            count = min(
+                len(chunk.records) - self._taken, records_max - len(batch), max(0, bytes_left // record_bytes)
+            )
+            if count == 0 and batch:
+                break
+            count = max(1, count)
+            batch += chunk.records[self._taken : self._taken + count]
+            bytes_left -= count * record_bytes
+            self._taken += count
+            if self._taken == len(chunk.records):
+                self._inbox.popleft()
+                self._taken = 0
+                self._room.set()
+        return batch
+
+    async def _process(self, records: list[Any]) -> None:
+        assert self._execution is not None
+        began = time.perf_counter()
+        result = self._execution.run(records, timestamp_max=int(time.time() * 1000) + FUTURE_MS_MAX)
+        seconds = time.perf_counter() - began
+        self._record_s += (seconds / len(records) - self._record_s) * 0.2
+        self._handler_seconds.observe(seconds)
+        if faults.ARMED:
+            await faults.reach("handled")
+        # A cancelled commit still commits. Once begun, commit and store are one: nothing interrupts them.
+        await asyncio.shield(asyncio.create_task(self._commit(result)))
+
+    async def _commit(self, result: BatchResult) -> None:
+        assert self._transactions is not None and self._store is not None and self._execution is not None
+        began = time.perf_counter()
+        progress = encode_progress(
+            Progress(PROGRESS_VERSION, result.next_offset, result.partition_time, self.plan.identity)
+        )
+        last = await self._transactions.commit(result.outputs, result.changes, progress, result.next_offset)
+        self._commit_seconds.observe(time.perf_counter() - began)
+        if faults.ARMED:
+            await faults.reach("committed")
+        # An unknown offset (-1) leaves the former one: applying rows again that are there is harmless.
+        self._applied_offset = max(self._applied_offset, last)
+        self._store.write(result.changes, progress, self._applied())
+        if faults.ARMED:
+            await faults.reach("stored")
+        self._execution.committed()
+        assert result.next_offset > self.next_offset
+        self.next_offset = result.next_offset
+        self._batches.inc()
+        self._records.inc(result.records)
+        self._outputs.inc(len(result.outputs) - result.dead_letters)
+        self._changes.inc(len(result.changes))
+        if result.dead_letters:
+            self._dead_letters.inc(result.dead_letters)
+
+    async def _guarded(self, what: str, work: Any) -> None:
+        try:
+            await work
+        except asyncio.CancelledError:
+            if self.state is not State.RELEASING:
+                self.fail(what, RuntimeError("cancelled from outside"))
+            raise
+        except BaseException as error:
+            self.fail(what, error)
+
+    # -- drain and release -----------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Let the running batch commit, and start no other: RUNNING -> PARKED."""
+        self._become(State.DRAINING)
+        await self._turn.acquire()
+        self._become(State.PARKED)
+
+    def resume(self) -> None:
+        """Go on where the last batch ended: the partition stayed ours all the while."""
+        self._become(State.RUNNING)
+        self._turn.release()
+
+    async def release(self) -> None:
+        """Close in order: tasks, producer, connection, database. Only when parked or not yet running."""
+        self._become(State.RELEASING)
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._transactions is not None:
+            await self._transactions.stop()
+        await self._wire.stop()
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+        self._inbox.clear()
+        self._become(State.RELEASED)
+
+    def fail(self, where: str, error: BaseException) -> None:
+        """This partition's state is not known any more: nothing of this process may go on."""
+        if self.state not in (State.POISONED, State.RELEASED):
+            self._become(State.POISONED)
+        self._on_failure(f"{self.name} ({where})", error)
+
+    def _become(self, state: State) -> None:
+        assert state in TRANSITIONS[self.state] or state is State.POISONED, (
+            f"{self.name}: {self.state} -> {state} is not a way an ownership can go"
+        )
+        log.debug("%s: %s -> %s", self.name, self.state, state)
+        processor, partition = self.plan.processor.name, str(self.partition)
+        metrics.STATE.labels(processor, partition, self.state).set(0)
+        metrics.STATE.labels(processor, partition, state).set(1)
+        self.state = state
+
+
+@dataclass(frozen=True, slots=True)
+class _Restored:
+    records: int
+    from_disk: bool
+    """The store was not empty before."""

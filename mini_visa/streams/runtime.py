@@ -1,0 +1,310 @@
+"""A processor on a worker: its plan, its membership, its ownerships, its ticks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
+
+from mini_visa.settings import Settings
+from mini_visa.streams import metrics
+from mini_visa.streams.membership import Membership
+from mini_visa.streams.ownership import TOMBSTONES_MS, Ownership, Plan, State
+from mini_visa.streams.poison import Fatal, poison
+from mini_visa.streams.processor import Processor
+from mini_visa.streams.store import Identity
+from mini_visa.streams.wire import TopicIdentity, Wire
+
+log = logging.getLogger(__name__)
+
+DEAD_LETTERS_MS: Final = 90 * 24 * 3_600_000
+TOPICS_APPEAR_S: Final = 30.0
+
+
+class Runtime:
+    """One processor in this process: as many ownerships as partitions are assigned."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.name = plan.group
+        self.ownerships: dict[int, Ownership] = {}
+        self._acquisitions: dict[int, asyncio.Task[None]] = {}
+        self._stopping = False
+        self._epoch = 0
+        """Counts revocations: what was begun under an older one is void."""
+        self._ticker: asyncio.Task[None] | None = None
+        self._tick_producer: AIOKafkaProducer | None = None
+        settings = plan.settings
+        self._membership = Membership(
+            group=plan.group,
+            topic=plan.source,
+            instance=settings.instance or plan.service,
+            session_timeout_s=settings.session_timeout_s,
+            rebalance_timeout_s=settings.drain_timeout_s + 5.0,
+            on_disk=self._on_disk,
+            revoked=self._revoked,
+            assigned=self._assigned,
+            processor=plan.processor.name,
+            client_options=plan.client_options,
+        )
+
+    async def start(self) -> None:
+        await self._membership.join()
+        if self.plan.processor.tick is not None:
+            self._tick_producer = AIOKafkaProducer(
+                client_id=f"{self.name}.ticks",
+                enable_idempotence=True,
+                linger_ms=0,
+                retry_backoff_ms=20,
+                **self.plan.client_options,
+            )
+            await self._tick_producer.start()
+            self._ticker = asyncio.create_task(self._tick())
+
+    async def stop(self) -> None:
+        """Drain what runs, release everything, leave. Bounded: one that takes too long ends the process."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(self.plan.settings.drain_timeout_s):
+                if self._ticker is not None:
+                    self._ticker.cancel()
+                await self._revoked()
+                await self._release(self.ownerships)
+                if self._tick_producer is not None:
+                    await self._tick_producer.stop()
+                await self._membership.leave()
+        except TimeoutError:
+            poison(
+                f"{self.name} (stop)",
+                Fatal(f"not drained within {self.plan.settings.drain_timeout_s:.0f} s"),
+            )
+        except BaseException as error:
+            poison(f"{self.name} (stop)", error)
+
+    @property
+    def ready(self) -> bool:
+        """Joined, and every assigned partition is running."""
+        return self._membership.joined and all(
+            ownership.state is State.RUNNING for ownership in self.ownerships.values()
+        )
+
+    # -- rebalances ------------------------------------------------------------------------------
+
+    async def _revoked(self) -> None:
+        """Every partition is given back: acquisitions end, running batches commit, all are parked."""
+        self._epoch += 1
+        for task in self._acquisitions.values():
+            task.cancel()
+        await asyncio.gather(*self._acquisitions.values(), return_exceptions=True)
+        self._acquisitions.clear()
+        running = [own for own in self.ownerships.values() if own.state is State.RUNNING]
+        try:
+            async with asyncio.timeout(self.plan.settings.drain_timeout_s):
+                await asyncio.gather(*(ownership.drain() for ownership in running))
+        except TimeoutError:
+            raise Fatal(
+                f"a running batch did not commit within {self.plan.settings.drain_timeout_s:.0f} s of the "
+                "partitions being revoked"
+            ) from None
+
+    async def _assigned(self, partitions: set[int], kept: bool) -> None:
+        """Returns quickly: acquisitions go on in the background, so that heartbeats do too."""
+        if self._stopping:
+            return
+        staying = {
+            partition
+            for partition, ownership in self.ownerships.items()
+            if kept and partition in partitions and ownership.state is State.PARKED
+        }
+        await self._release(set(self.ownerships) - staying)
+        metrics.ASSIGNED.labels(self.plan.processor.name).set(len(partitions))
+        for partition in sorted(staying):
+            self.ownerships[partition].resume()
+        for partition in sorted(partitions - staying):
+            ownership = Ownership(self.plan, partition, poison)
+            self.ownerships[partition] = ownership
+            self._acquisitions[partition] = asyncio.create_task(self._acquire(ownership, self._epoch))
+
+    async def _acquire(self, ownership: Ownership, epoch: int) -> None:
+        try:
+            await ownership.acquire(lambda: self._epoch == epoch)
+        except asyncio.CancelledError:
+            if self._epoch == epoch:
+                ownership.fail("acquire", RuntimeError("cancelled from outside"))
+            raise
+        except BaseException as error:
+            ownership.fail("acquire", error)
+        finally:
+            if self._epoch == epoch:
+                self._acquisitions.pop(ownership.partition, None)
+
+    async def _release(self, partitions: Iterable[int]) -> None:
+        leaving = [self.ownerships.pop(partition) for partition in list(partitions)]
+        await asyncio.gather(*(ownership.release() for ownership in leaving))
+
+    def _on_disk(self) -> list[int]:
+        if not self.plan.state.is_dir():
+            return []
+        return [int(path.name) for path in self.plan.state.iterdir() if path.name.isdigit()]
+
+    # -- ticks -----------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Tell each running partition, through its own source, that time has passed."""
+        processor, producer = self.plan.processor, self._tick_producer
+        assert processor.tick is not None and producer is not None
+        ticks = metrics.TICKS.labels(processor.name)
+        try:
+            while True:
+                await asyncio.sleep(self.plan.settings.tick_interval_s)
+                now = int(time.time() * 1000)
+                value = processor.source.encode(processor.tick())
+                waiting = [
+                    await producer.send(
+                        self.plan.source, value, key=b"", partition=partition, timestamp_ms=now
+                    )
+                    for partition, ownership in self.ownerships.items()
+                    if ownership.state is State.RUNNING
+                ]
+                await asyncio.gather(*waiting)
+                ticks.inc(len(waiting))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            poison(f"{self.name} (ticks)", error)
+
+
+async def make_plans(
+    processors: Iterable[Processor],
+    *,
+    service: str,
+    dead_letters: str,
+    settings: Settings,
+    client_options: dict[str, Any],
+) -> list[Plan]:
+    """Check the cluster against the processors, create what only the kernel uses, and fix the plans.
+
+    Raises `Fatal` when a topic is missing or two topics that must be co-partitioned are not.
+    """
+    processors = list(processors)
+    wire = Wire(f"{settings.environment}.{service}", client_options)
+    await wire.start()
+    try:
+        names = {topic.name for processor in processors for topic in (processor.source, *processor.sinks)}
+        _, found = await wire.topics(sorted(names))
+        missing = sorted(names - set(found))
+        if missing:
+            raise Fatal(f"no such topic: {', '.join(missing)}. Create the topics: mini-visa topics apply")
+        for processor in processors:
+            _check_partitions(processor, found)
+        own = {
+            _changelog(settings, service, processor): found[processor.source.name].partitions
+            for processor in processors
+        }
+        dead_partitions = max(found[processor.source.name].partitions for processor in processors)
+        await _create(own, dead_letters, dead_partitions, settings, client_options)
+        cluster, found = await _appear(wire, sorted(names | set(own) | {dead_letters}))
+        plans = []
+        for processor in processors:
+            group = f"{settings.environment}.{service}.{processor.name}"
+            changelog = _changelog(settings, service, processor)
+            source = found[processor.source.name]
+            for name, wanted in ((changelog, source.partitions), (dead_letters, dead_partitions)):
+                if found[name].partitions < wanted:
+                    raise Fatal(
+                        f"{name} has {found[name].partitions} partitions, {processor.source.name} has "
+                        f"{source.partitions}: partition counts are fixed at creation"
+                    )
+            plans.append(
+                Plan(
+                    processor=processor,
+                    service=service,
+                    group=group,
+                    changelog=changelog,
+                    dead_letters=dead_letters,
+                    partition_counts={name: topic.partitions for name, topic in found.items()},
+                    identity=Identity(cluster, source.id, found[changelog].id),
+                    state=settings.home / "state" / settings.environment / service / processor.name,
+                    settings=settings,
+                    client_options=client_options,
+                )
+            )
+        return plans
+    finally:
+        await wire.stop()
+
+
+def _changelog(settings: Settings, service: str, processor: Processor) -> str:
+    return f"{settings.environment}.{service}.{processor.name}.changelog"
+
+
+def _check_partitions(processor: Processor, found: dict[str, TopicIdentity]) -> None:
+    source = processor.source
+    for sink in processor.sinks:
+        if sink.key == source.key and found[sink.name].partitions != found[source.name].partitions:
+            raise Fatal(
+                f"{processor.name}: {source.name} has {found[source.name].partitions} partitions and "
+                f"{sink.name} {found[sink.name].partitions}; both are keyed by {source.key}, so a record "
+                "about one must be on the same partition number of both. Create them anew with equal numbers"
+            )
+
+
+async def _create(
+    changelogs: dict[str, int],
+    dead_letters: str,
+    dead_partitions: int,
+    settings: Settings,
+    client_options: dict[str, Any],
+) -> None:
+    """Create the changelogs and the dead letter topic if absent; check the changelogs' policy."""
+    replication = settings.replication
+    common = {
+        "min.insync.replicas": str(max(1, replication - 1)),
+        "unclean.leader.election.enable": "false",
+    }
+    compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONES_MS)}
+    kept = {"retention.ms": str(DEAD_LETTERS_MS), "max.message.bytes": str(2 << 20)}
+    topics = [
+        NewTopic(name, count, replication, topic_configs={**common, **compacted})
+        for name, count in changelogs.items()
+    ]
+    topics.append(NewTopic(dead_letters, dead_partitions, replication, topic_configs={**common, **kept}))
+    admin = AIOKafkaAdminClient(**client_options)
+    await admin.start()
+    try:
+        response = await admin.create_topics(topics)
+        for name, code, *rest in response.topic_errors:
+            if code not in (NoError.errno, TopicAlreadyExistsError.errno):
+                detail = rest[0] if rest and rest[0] else for_code(code).__name__
+                raise Fatal(f"cannot create topic {name}: {detail}")
+        resources = [
+            ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": None}) for name in changelogs
+        ]
+        for described in await admin.describe_configs(resources):
+            for _, _, _, name, entries in described.resources:
+                policy = {entry[0]: entry[1] for entry in entries}.get("cleanup.policy")
+                if policy != "compact":
+                    raise Fatal(
+                        f"{name} has cleanup.policy={policy}: it would lose the tables. Set it to compact"
+                    )
+    finally:
+        await admin.close()
+
+
+async def _appear(wire: Wire, names: list[str]) -> tuple[str, dict[str, TopicIdentity]]:
+    deadline = time.monotonic() + TOPICS_APPEAR_S
+    while True:
+        cluster, found = await wire.topics(names)
+        missing = [name for name in names if name not in found]
+        if not missing:
+            return cluster, found
+        if time.monotonic() > deadline:
+            raise Fatal(f"created, but not to be seen after {TOPICS_APPEAR_S:.0f} s: {', '.join(missing)}")
+        await asyncio.sleep(0.1)

@@ -1,0 +1,45 @@
+"""Runs services as one Faust worker: `mini-visa worker SERVICE...`, in one process or one each."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import faust
+import uvloop
+
+from mini_visa import log_format
+from mini_visa.errors import UserError
+from mini_visa.settings import Settings
+
+
+class UnknownService(UserError):
+    exit_code = 2
+
+
+def find(service: str) -> Any:
+    """The module of a service, `agents.SERVICE`. Raises UnknownService."""
+    if not service.isidentifier() or importlib.util.find_spec(f"agents.{service}") is None:
+        raise UnknownService(f"There is no service {service!r}: agents/{service}.py does not exist.")
+    return importlib.import_module(f"agents.{service}")
+
+
+def run(services: Sequence[str], settings: Settings) -> NoReturn:
+    """Blocks until SIGTERM or SIGINT, then drains and exits with 0; with another code on an error.
+
+    A processor that may not go on ends the process itself, see `poison`."""
+    uvloop.install()
+    log_format.configure(settings.log_level)
+    apps = [find(service).app for service in services]
+    worker = faust.Worker(
+        *apps,
+        loglevel=settings.log_level,
+        logging_config=log_format.configuration(settings.log_level),
+        redirect_stdouts=False,
+        quiet=True,
+    )
+    worker.spinner = None
+    worker.execute_from_commandline()
+    raise AssertionError("unreachable")
