@@ -1,0 +1,1 @@
+"""The read model's schema, step by step. See docs/readmodel.md for how to add a step."""

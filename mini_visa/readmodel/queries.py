@@ -1,0 +1,420 @@
+"""The read model as the gateway and the command line ask it: payments, accounts, statements, alerts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from decimal import Decimal
+from typing import Any, Final, Self
+
+import msgspec
+import sqlalchemy as sa
+
+from mini_visa import topics
+from mini_visa.domain import events
+from mini_visa.domain.commands import FraudAlert
+from mini_visa.domain.payment import Account, Payment
+from mini_visa.readmodel import schema
+from mini_visa.readmodel.database import Database, DatabaseUnusable
+from mini_visa.readmodel.pages import Cursors, Page, PaymentFilters, page_limit
+from mini_visa.readmodel.schema import partition_and_offset
+from mini_visa.readmodel.views import storable
+from mini_visa.settings import Settings
+
+EVENTS_MAX: Final = 1_000
+"""Events of one payment that are shown: its latest."""
+POLL_MIN_S: Final = 0.001
+POLL_MAX_S: Final = 0.010
+NEVER_MS: Final = 2**63 - 1
+
+
+class PaymentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    payment: Payment
+    """As it stands."""
+    events: list[dict[str, Any]]
+    """What happened to it, oldest first: each event as it is in the log (`type`, `at`, `seq`, ...), with
+    its `partition` and `offset` in payment.events."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of an account's statement. Amounts are minor units of `currency`."""
+
+    at: int
+    seq: int
+    type: str
+    """The event's, as "payment_captured/1"."""
+    amount: int
+    """What the event was about; `held` and `posted` say what it did."""
+    currency: str
+    held: int
+    """Of the account, after this entry; so are the next three."""
+    posted: int
+    limit: int
+    available: int
+    payment_id: str = ""
+    request_id: str = ""
+    response_code: str = ""
+    partition: int
+    offset: int
+
+
+class Position(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a partition has been applied."""
+
+    topic: str
+    partition: int
+    next_offset: int
+    command_position: int
+    event_time: int
+    as_of: int
+    """Everything that was in the topic at this wall-clock time (ms) is in the read model."""
+
+
+class ReadModel:
+    """Queries. Many at once are fine; the object belongs to the event loop that opened it."""
+
+    def __init__(self, database: Database, topic: str = topics.PAYMENT_EVENTS.name) -> None:
+        self._database = database
+        self._topic = topic
+        self._waits: dict[tuple[int, int], list[asyncio.Future[None]]] = {}
+        self._poll: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, settings: Settings) -> ReadModel:
+        """Open what the setting `database_url` names; make or upgrade its tables where
+        `database_migrate` allows it.
+
+        Raises `SchemaOlder`, `SchemaNewer` or `DatabaseUnusable` with what to do.
+        """
+        if settings.database_migrate:
+            writer = Database.of(settings, write=True)
+            try:
+                await writer.migrate()
+            except (OSError, sa.exc.DBAPIError) as error:
+                raise DatabaseUnusable(f"{writer}: {_line(error)}") from error
+            finally:
+                await writer.close()
+        database = Database.of(settings)
+        try:
+            await database.check()
+        except BaseException as error:
+            await database.close()
+            if isinstance(error, OSError | sa.exc.DBAPIError):
+                raise DatabaseUnusable(f"{database}: {_line(error)}") from error
+            raise
+        return cls(database)
+
+    async def close(self) -> None:
+        if self._poll is not None:
+            self._poll.cancel()
+            await asyncio.gather(self._poll, return_exceptions=True)
+        await self._database.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # -- payments ----------------------------------------------------------------------------------
+
+    async def payment(self, payment_id: str) -> PaymentRecord | None:
+        """The payment and its events, or None."""
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(_PAYMENT_EVENTS, {"id": payment_id})).all()
+            if not rows:
+                return None
+            log = [(place, _decode(event)) for place, event in reversed(rows)]
+            payment = next((e.payment for _, e in reversed(log) if hasattr(e, "payment")), None)
+            if payment is None:  # only refused requests among the last EVENTS_MAX, or at all
+                latest = (await connection.execute(_PAYMENT, {"id": payment_id})).scalar()
+                if latest is None:
+                    return None
+                payment = _payment_of(latest)
+        return PaymentRecord(payment=payment, events=[_shown(place, event) for place, event in log])
+
+    async def payments(
+        self, filters: PaymentFilters, cursor: str | None = None, limit: int = 100
+    ) -> Page[Payment]:
+        """Payments that match all of `filters`, newest first. Raises `InvalidCursor`; ValueError for a
+        limit that is not from 1 to 1,000."""
+        page_limit(limit)
+        cursors = Cursors("payments", filters)
+        table = schema.payments.c
+        query = _PAYMENT_LIST
+        for column, value in (
+            (table.account_id, filters.account),
+            (table.merchant_id, filters.merchant_id),
+            (table.client, filters.client),
+        ):
+            if value is not None:
+                query = query.where(column == storable(value))
+        if filters.status is not None:
+            query = query.where(table.status == str(filters.status))
+        if filters.from_ms is not None:
+            query = query.where(table.created_at >= filters.from_ms)
+        if filters.to_ms is not None:
+            query = query.where(table.created_at < filters.to_ms)
+        if filters.min_amount is not None:
+            query = query.where(table.amount_e4 >= _e4(filters.min_amount))
+        if filters.max_amount is not None:
+            query = query.where(table.amount_e4 <= _e4(filters.max_amount))
+        for key, value in filters.metadata.items():
+            label = schema.payment_metadata.alias()
+            query = query.join(label, label.c.payment_id == table.payment_id).where(
+                label.c.key == storable(key),
+                label.c.value == storable(value),
+                label.c.created_at == table.created_at,
+            )
+        if cursor is not None:
+            at, payment_id = cursors.read(cursor, int, str)
+            query = query.where(sa.tuple_(table.created_at, table.payment_id) < (at, payment_id))
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(query.limit(limit + 1))).all()
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Page(
+            items=[_payment_of(event) for event, _, _ in rows],
+            next_cursor=cursors.write(rows[-1][1], rows[-1][2]) if more else None,
+        )
+
+    # -- accounts ----------------------------------------------------------------------------------
+
+    async def account(self, account_id: str) -> Account | None:
+        """The account as it stands, or None."""
+        async with self._database.engine.connect() as connection:
+            event = (await connection.execute(_ACCOUNT, {"id": account_id})).scalar()
+        return None if event is None else _account_of(event)
+
+    async def account_at(self, account_id: str, at: int) -> Account | None:
+        """The account as it stood at the time `at` (ms), that moment included; None before it was opened."""
+        async with self._database.engine.connect() as connection:
+            event = (await connection.execute(_ACCOUNT_AT, {"id": account_id, "at": at})).scalar()
+        return None if event is None else _account_of(event)
+
+    async def entries(
+        self, account_id: str, at: int | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page[Entry]:
+        """The account's statement, newest first; with `at` (ms) as it was at that time."""
+        page_limit(limit)
+        cursors = Cursors("entries", account_id, at)
+        latest, place = (NEVER_MS if at is None else at), NEVER_MS
+        if cursor is not None:
+            latest, place = cursors.read(cursor, int, int)
+        async with self._database.engine.connect() as connection:
+            parameters = {"id": account_id, "at": latest, "place": place, "limit": limit + 1}
+            rows = (await connection.execute(_ENTRIES, parameters)).all()
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Page(
+            items=[_entry(place, event) for place, event in rows],
+            next_cursor=cursors.write(_decode(rows[-1][1]).at, rows[-1][0]) if more else None,
+        )
+
+    # -- alerts ------------------------------------------------------------------------------------
+
+    async def alerts(self, cursor: str | None = None, limit: int = 100) -> Page[FraudAlert]:
+        """Fraud alerts, newest first."""
+        page_limit(limit)
+        cursors = Cursors("alerts")
+        query = _ALERTS
+        table = schema.alerts.c
+        if cursor is not None:
+            query = query.where(sa.tuple_(table.at, table.alert_id) < tuple(cursors.read(cursor, int, str)))
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(query.limit(limit + 1))).scalars().all()
+        items = [topics.FRAUD_ALERTS.decode(alert.encode()) for alert in rows[:limit]]
+        more = len(rows) > limit
+        return Page(
+            items=items, next_cursor=cursors.write(items[-1].at, items[-1].alert_id) if more else None
+        )
+
+    # -- freshness ---------------------------------------------------------------------------------
+
+    async def positions(self) -> list[Position]:
+        """Every partition that has been applied, by topic and partition."""
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(_POSITIONS)).mappings().all()
+        return [Position(**row) for row in rows]
+
+    async def lag_ms(self) -> int:
+        """How old an answer may be: what was in payment.events this long ago is in the read model.
+
+        With no projection running it grows with the clock. Before the first event it is 0.
+        """
+        async with self._database.engine.connect() as connection:
+            as_of = (await connection.execute(_AS_OF, {"topic": self._topic})).scalar()
+        return 0 if as_of is None else max(0, int(time.time() * 1000) - as_of)
+
+    async def wait_for(self, partition: int, position: int, timeout_s: float) -> bool:
+        """Wait until the outcome of the command at `position` of `partition` of account.commands is in
+        the read model. False when that took longer than `timeout_s`."""
+        if await self._applied(partition) >= position:
+            return True
+        wait = asyncio.get_running_loop().create_future()
+        self._waits.setdefault((partition, position), []).append(wait)
+        if self._poll is None or self._poll.done():
+            self._poll = asyncio.create_task(self._watch())
+        try:
+            async with asyncio.timeout(timeout_s):
+                await wait
+        except TimeoutError:
+            return False
+        finally:
+            waits = self._waits.get((partition, position))
+            if waits is not None and wait in waits:
+                waits.remove(wait)
+                if not waits:
+                    del self._waits[partition, position]
+        return True
+
+    async def _applied(self, partition: int) -> int:
+        async with self._database.engine.connect() as connection:
+            parameters = {"topic": self._topic, "partition": partition}
+            position = (await connection.execute(_APPLIED, parameters)).scalar()
+        return -1 if position is None else position
+
+    async def _watch(self) -> None:
+        """One query at a time for all who wait; it ends when nobody does."""
+        pause_s = POLL_MIN_S
+        while self._waits:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, POLL_MAX_S)
+            try:
+                async with self._database.engine.connect() as connection:
+                    rows = (await connection.execute(_ALL_APPLIED, {"topic": self._topic})).all()
+            except (OSError, sa.exc.DBAPIError) as error:
+                for waits in self._waits.values():
+                    for wait in waits:
+                        if not wait.done():
+                            wait.set_exception(DatabaseUnusable(f"{self._database}: {_line(error)}"))
+                self._waits.clear()
+                return
+            applied = dict(rows)
+            for partition, position in list(self._waits):
+                if applied.get(partition, -1) >= position:
+                    pause_s = POLL_MIN_S
+                    for wait in self._waits.pop((partition, position)):
+                        if not wait.done():
+                            wait.set_result(None)
+
+
+# -- statements ------------------------------------------------------------------------------------
+
+_event = schema.payment_events.c
+_PAYMENT_EVENTS = (
+    sa.select(_event.place, _event.event)
+    .where(_event.payment_id == sa.bindparam("id"))
+    .order_by(_event.place.desc())
+    .limit(EVENTS_MAX)
+)
+_PAYMENT = (
+    sa.select(_event.event)
+    .join(schema.payments, schema.payments.c.place == _event.place)
+    .where(schema.payments.c.payment_id == sa.bindparam("id"))
+)
+_PAYMENT_LIST = (
+    sa.select(_event.event, schema.payments.c.created_at, schema.payments.c.payment_id)
+    .select_from(schema.payments.join(schema.payment_events, schema.payments.c.place == _event.place))
+    .order_by(schema.payments.c.created_at.desc(), schema.payments.c.payment_id.desc())
+)
+_ACCOUNT = (
+    sa.select(_event.event)
+    .join(schema.accounts, schema.accounts.c.place == _event.place)
+    .where(schema.accounts.c.account_id == sa.bindparam("id"))
+)
+_ENTRIES = (
+    sa.select(_event.place, _event.event)
+    .where(
+        _event.account_id == sa.bindparam("id"),
+        sa.tuple_(_event.at, _event.place) < sa.tuple_(sa.bindparam("at"), sa.bindparam("place")),
+        _event.seq.is_not(None),
+    )
+    .order_by(_event.at.desc(), _event.place.desc())
+    .limit(sa.bindparam("limit"))
+)
+_ACCOUNT_AT = (
+    sa.select(_event.event)
+    .where(_event.account_id == sa.bindparam("id"), _event.at <= sa.bindparam("at"), _event.seq.is_not(None))
+    .order_by(_event.at.desc(), _event.place.desc())
+    .limit(1)
+)
+_ALERTS = sa.select(schema.alerts.c.alert).order_by(
+    schema.alerts.c.at.desc(), schema.alerts.c.alert_id.desc()
+)
+_position = schema.positions.c
+_POSITIONS = sa.select(
+    _position.topic,
+    _position.partition,
+    _position.next_offset,
+    _position.command_position,
+    _position.event_time,
+    _position.as_of,
+).order_by(_position.topic, _position.partition)
+_APPLIED = sa.select(_position.command_position).where(
+    _position.topic == sa.bindparam("topic"), _position.partition == sa.bindparam("partition")
+)
+_ALL_APPLIED = sa.select(_position.partition, _position.command_position).where(
+    _position.topic == sa.bindparam("topic")
+)
+_AS_OF = sa.select(sa.func.min(_position.as_of)).where(_position.topic == sa.bindparam("topic"))
+
+
+# -- rows to values --------------------------------------------------------------------------------
+
+
+def _decode(event: str) -> Any:
+    return topics.PAYMENT_EVENTS.decode(event.encode())
+
+
+def _payment_of(event: str) -> Payment:
+    payment: Payment = _decode(event).payment
+    return payment
+
+
+def _account_of(event: str) -> Account:
+    account: Account = _decode(event).account
+    return account
+
+
+def _shown(place: int, event: events.PaymentFact) -> dict[str, Any]:
+    partition, offset = partition_and_offset(place)
+    shown: dict[str, Any] = msgspec.to_builtins(event)
+    return {**shown, "partition": partition, "offset": offset}
+
+
+def _entry(place: int, data: str) -> Entry:
+    event = _decode(data)
+    account: Account = event.account
+    partition, offset = partition_and_offset(place)
+    is_payment = isinstance(event, events.PaymentEvent)
+    return Entry(
+        at=event.at,
+        seq=event.seq,
+        type=type(event).__struct_config__.tag,
+        amount=getattr(event, "amount", 0),
+        currency=account.currency,
+        held=account.held,
+        posted=account.posted,
+        limit=account.limit,
+        available=account.available,
+        payment_id=event.payment.payment_id if is_payment else "",
+        request_id=event.request_id,
+        response_code=event.response_code if is_payment else "",
+        partition=partition,
+        offset=offset,
+    )
+
+
+def _e4(amount: Decimal) -> int:
+    """Ten-thousandths of a unit. Digits beyond them are no amount of any currency: ValueError."""
+    scaled = amount.scaleb(4)
+    if not amount.is_finite() or scaled != scaled.to_integral_value() or abs(scaled) >= 2**63:
+        raise ValueError("an amount has at most four decimals")
+    return int(scaled)
+
+
+def _line(error: BaseException) -> str:
+    """The driver's own first line, without the statement and its values."""
+    origin = getattr(error, "orig", None) or error
+    return str(origin).splitlines()[0] if str(origin) else type(origin).__name__

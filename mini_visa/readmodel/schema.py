@@ -1,0 +1,131 @@
+"""The read model's tables. What is written here is what the newest migration makes; a test holds the two
+against each other.
+
+A row that shows a state (a payment, an account) keeps what is searched and `place`: where the event is
+that made it so. The state itself is read from that event, so it is stored once.
+
+SQL never sees a card number: a card is its token, its first six and last four digits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+
+HEAD: Final = "0001"
+"""The migration that makes the tables below. An older or newer database is refused, see `Database`."""
+
+PLACE_SHIFT: Final = 48
+
+metadata = sa.MetaData()
+
+
+def place_of(partition: int, offset: int) -> int:
+    """One number for a record of payment.events: partition * 2**48 + offset. It orders the events of a
+    payment and of an account, which are all on one partition, as they happened."""
+    assert 0 <= partition < 1 << 14 and 0 <= offset < 1 << PLACE_SHIFT
+    return partition << PLACE_SHIFT | offset
+
+
+def partition_and_offset(place: int) -> tuple[int, int]:
+    """Inverse of `place_of`."""
+    return place >> PLACE_SHIFT, place & (1 << PLACE_SHIFT) - 1
+
+
+positions = sa.Table(
+    "positions",
+    metadata,
+    sa.Column("topic", sa.Text, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True),
+    # Where to read on. It changes in the transaction that writes the rows, and only from the value it
+    # was read at: whoever comes second changes nothing. That is what makes it exactly once.
+    sa.Column("next_offset", sa.BigInteger, nullable=False),
+    # The last record applied and its checksum: a topic that was made anew or lost its end has another.
+    sa.Column("last_offset", sa.BigInteger, nullable=False),
+    sa.Column("last_checksum", sa.Text, nullable=False),
+    # payment.events only: offset in account.commands of the last command whose outcome is here.
+    sa.Column("command_position", sa.BigInteger, nullable=False),
+    # Timestamp of the last record, ms.
+    sa.Column("event_time", sa.BigInteger, nullable=False),
+    # Everything that was in the topic at this wall-clock time (ms) is in the tables.
+    sa.Column("as_of", sa.BigInteger, nullable=False),
+)
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("account_id", sa.Text, primary_key=True),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("credit_limit", sa.BigInteger, nullable=False),
+    sa.Column("held", sa.BigInteger, nullable=False),
+    sa.Column("posted", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("place", sa.BigInteger, nullable=False),
+)
+
+payments = sa.Table(
+    "payments",
+    metadata,
+    sa.Column("payment_id", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.Text, nullable=False),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("merchant_id", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    # In ten-thousandths of the currency's unit, so that 10.00 USD, 10 JPY and 10.000 KWD compare.
+    sa.Column("amount_e4", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("place", sa.BigInteger, nullable=False),
+    # Each list is newest first and goes on after (created_at, payment_id).
+    sa.Index("payments_by_time", "created_at", "payment_id"),
+    sa.Index("payments_by_account", "account_id", "created_at", "payment_id"),
+    sa.Index("payments_by_merchant", "merchant_id", "created_at", "payment_id"),
+    sa.Index("payments_by_status", "status", "created_at", "payment_id"),
+    sa.Index("payments_by_amount", "amount_e4", "created_at", "payment_id"),
+)
+
+payment_metadata = sa.Table(
+    "payment_metadata",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, primary_key=True),
+    sa.Column("created_at", sa.BigInteger, primary_key=True),
+    sa.Column("payment_id", sa.Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+
+payment_events = sa.Table(
+    "payment_events",
+    metadata,
+    # BigInteger would not be SQLite's own row number, which costs no index.
+    sa.Column(
+        "place",
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    sa.Column("account_id", sa.Text, nullable=False),
+    # Null: a fact that changes no account (a refused request, an unknown card).
+    sa.Column("seq", sa.BigInteger),
+    sa.Column("payment_id", sa.Text),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    # The record's value as it is in the topic.
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Index("payment_events_by_payment", "payment_id", "place"),
+    sa.Index("payment_events_by_account", "account_id", "at", "place"),
+)
+
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("alert_id", sa.Text, primary_key=True),
+    sa.Column("account_id", sa.Text, nullable=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("rule", sa.Text, nullable=False),
+    # The record's value as it is in the topic.
+    sa.Column("alert", sa.Text, nullable=False),
+    sa.Index("alerts_by_time", "at", "alert_id"),
+)

@@ -1,0 +1,58 @@
+"""A read model in a file of the test's own, filled from a made-up log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from mini_visa.readmodel import Database, ReadModel
+from mini_visa.readmodel.apply import Applier, Batch
+from mini_visa.readmodel.testing import EventLog
+from mini_visa.readmodel.views import ALERTS_VIEW, PAYMENTS_VIEW, View
+from mini_visa.settings import Settings
+
+Fill = Callable[[EventLog], Awaitable[None]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+@pytest.fixture
+async def read_model(settings: Settings) -> AsyncIterator[ReadModel]:
+    async with await ReadModel.open(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def applier(settings: Settings, read_model: ReadModel) -> AsyncIterator[Applier]:
+    database = Database.of(settings, write=True)
+    yield Applier(database)
+    await database.close()
+
+
+@pytest.fixture
+def fill(applier: Applier) -> Fill:
+    """Applies what is new in a log."""
+
+    async def apply(log: EventLog) -> None:
+        for view, partitions in ((PAYMENTS_VIEW, log.records), (ALERTS_VIEW, log.alerts)):
+            for partition, records in partitions.items():
+                await apply_new(applier, view, partition, records)
+
+    return apply
+
+
+async def apply_new(applier: Applier, view: View, partition: int, records: list) -> None:
+    place = (view.topic.name, partition)
+    position = (await applier.positions({place: 0}))[place].next_offset
+    new = [record for record in records if record.offset >= position]
+    if new:
+        await applier.apply([Batch(view, partition, position, new, new[-1].timestamp)], refuse)
+
+
+def refuse(record: object, reason: str) -> None:
+    raise AssertionError(f"refused: {reason}")
