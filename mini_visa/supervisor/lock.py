@@ -1,0 +1,90 @@
+"""One system per home directory: who runs here, where its parts are, and the lock that says so."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+from mini_visa.errors import UserError
+
+
+@dataclass
+class Running:
+    """What HOME/running.json says of the system that runs here."""
+
+    supervisor: int
+    """Process id."""
+    gateway_url: str
+    broker: str
+    """kafka://HOST:PORT"""
+    started_at: str
+    pids: dict[str, int] = field(default_factory=dict)
+    """Of each service that runs now."""
+    web_ports: dict[str, int] = field(default_factory=dict)
+    """Of each service's /healthz, /readyz and /metrics."""
+
+
+class AlreadyRunning(UserError):
+    """Another supervisor runs in this home directory."""
+
+
+class HomeLock:
+    """Held as long as the supervisor lives: the kernel lets go of it however that ends, so there is no
+    stale lock and nothing to clean up after a crash."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Raises `AlreadyRunning` with who holds it and what to do."""
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = (self._home / "lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            other = running(self._home)
+            who = (
+                f"process {other.supervisor}, gateway {other.gateway_url}" if other else "it is just starting"
+            )
+            stop = f"kill {other.supervisor}" if other else "wait for it"
+            raise AlreadyRunning(
+                f"mini-visa runs already in {self._home} ({who}). Use that one, stop it with Ctrl-C in its "
+                f"terminal or `{stop}`, or give this one a home of its own: MINI_VISA_HOME=/some/directory"
+            ) from None
+        self._file = file
+        (self._home / "running.json").unlink(missing_ok=True)
+
+    def publish(self, state: Running) -> None:
+        """Tell other processes (the CLI, `mini-visa doctor`) what runs here."""
+        assert self._file is not None, "publish without the lock"
+        target = self._home / "running.json"
+        draft = target.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(state), indent=1))
+        draft.replace(target)
+
+    def release(self) -> None:
+        if self._file is not None:
+            (self._home / "running.json").unlink(missing_ok=True)
+            self._file.close()
+            self._file = None
+
+
+def running(home: Path) -> Running | None:
+    """The system that runs in `home` now; None when there is none."""
+    try:
+        state = Running(**json.loads((home / "running.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    try:
+        os.kill(state.supervisor, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return state
