@@ -1,0 +1,143 @@
+"""Risk: every authorization and increment is counted and judged by the rules before it may hold money."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec.structs import replace
+
+from mini_visa import topics
+from mini_visa.domain import risk
+from mini_visa.domain.commands import (
+    Authorize,
+    CardRequest,
+    FraudAlert,
+    Increment,
+    PaymentOutcome,
+    PutRule,
+    Tick,
+)
+from mini_visa.domain.money import AMOUNT_MAX, EXPONENTS
+from mini_visa.domain.payment import RuleHit
+from mini_visa.settings import settings
+from mini_visa.streams import Context, Impossible
+from mini_visa.streams.app import create_app
+from tables.rules import RULES, in_force, of_number, put_in_force
+from tables.velocity import (
+    NEW_CARD,
+    REQUEST_ORDER,
+    REQUESTS,
+    VELOCITY,
+    Assessed,
+    forget,
+    remember,
+    request_key,
+    verdict_of,
+)
+
+REQUEST_WINDOW_MS: Final = settings().request_window_h * 3_600_000
+DECIMALS: Final = frozenset(EXPONENTS.values())
+
+app = create_app("risk")
+
+
+@app.processor(
+    source=topics.CARD_REQUESTS,
+    tables=[VELOCITY, REQUESTS, REQUEST_ORDER, RULES],
+    sinks=[topics.ACCOUNT_COMMANDS, topics.FRAUD_ALERTS],
+    tick=Tick,
+)
+def assess(request: CardRequest, context: Context) -> None:
+    if isinstance(request, (Authorize, Increment)):
+        judge(request, context)
+    elif isinstance(request, PaymentOutcome):
+        count_outcome(request, context)
+    elif isinstance(request, PutRule):
+        put_rule(request, context)
+    else:
+        oldest = max(REQUEST_WINDOW_MS, in_force(context.table(RULES)).retention_ms + risk.LATENESS_MS)
+        forget(
+            context.table(REQUESTS), context.table(REQUEST_ORDER), context.table(VELOCITY),
+            before=context.timestamp - oldest, now=context.timestamp,
+        )  # fmt: skip
+
+
+def judge(request: Authorize | Increment, context: Context) -> None:
+    """Pass the request on with its verdict: a new one, or the one that was given to it before."""
+    account = request.account.encode()
+    if context.key != account:
+        raise Impossible("its key is not its account")
+    if isinstance(request, Authorize):
+        exponent = EXPONENTS.get(request.currency, -1)
+        currency, merchant_id = request.currency if request.currency_given else "", request.merchant.id
+    else:
+        exponent, currency, merchant_id = request.exponent, "", ""
+    if exponent not in DECIMALS or not 0 <= request.amount <= AMOUNT_MAX:
+        raise Impossible("its amount is out of range, or its currency is not one of ISO 4217")
+
+    now, cards, requests = context.timestamp, context.table(VELOCITY), context.table(REQUESTS)
+    key = request_key(request.account, request.client, request.request_id)
+    seen: Assessed | None = requests.get(key)
+    if seen is not None and seen.at > now - REQUEST_WINDOW_MS:
+        verdict = verdict_of(seen, of_number(context.table(RULES), seen.rules))
+        context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
+        return
+
+    rules = in_force(context.table(RULES))
+    velocity, verdict = risk.assess(
+        cards.get(account, NEW_CARD), rules, at=context.record_timestamp, now=now,
+        amount=request.amount, exponent=exponent, currency=currency, merchant_id=merchant_id,
+    )  # fmt: skip
+    cards[account] = velocity
+    assessed = Assessed(context.offset, now, rules.number, verdict.score, verdict.response_code, verdict.hits)
+    remember(requests, context.table(REQUEST_ORDER), key, assessed, seen)
+    context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
+    if verdict.hits:
+        shown = request.currency if isinstance(request, Authorize) else velocity.currency
+        alert(context, request, verdict.hits, verdict.score, shown, merchant_id)
+
+
+def count_outcome(outcome: PaymentOutcome, context: Context) -> None:
+    """Authorization declined a request: count it for the rules on declines."""
+    if outcome.response_code in risk.NOT_DECLINES:
+        return
+    if context.key != outcome.account.encode():
+        raise Impossible("its key is not its account")
+    cards = context.table(VELOCITY)
+    velocity, hits, score = risk.count_decline(
+        cards.get(outcome.account, NEW_CARD), in_force(context.table(RULES)),
+        at=context.record_timestamp, now=context.timestamp,
+    )  # fmt: skip
+    cards[outcome.account] = velocity
+    alert(context, outcome, hits, score, velocity.currency, outcome.merchant_id)
+
+
+def put_rule(put: PutRule, context: Context) -> None:
+    rules = context.table(RULES)
+    former = in_force(rules)
+    try:
+        changed = former.put(risk.rule_of(put))
+    except (risk.InvalidRule, risk.RuleConflict) as error:
+        raise Impossible(f"rule not put in force: {error}") from None
+    if changed is not former:
+        put_in_force(rules, changed)
+
+
+def alert(
+    context: Context,
+    about: Authorize | Increment | PaymentOutcome,
+    hits: Iterable[RuleHit],
+    score: int,
+    currency: str,
+    merchant_id: str,
+) -> None:
+    for hit in hits:
+        context.emit(
+            topics.FRAUD_ALERTS,
+            FraudAlert(
+                alert_id=f"alert-{context.partition}-{context.offset}-{hit.rule}",
+                account=about.account, request_id=about.request_id, at=context.timestamp, score=score,
+                amount=about.amount, currency=currency, hit=hit, merchant_id=merchant_id,
+            ),
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The tables: what each service remembers, its keys and its codecs."""
