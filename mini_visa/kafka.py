@@ -16,6 +16,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from mini_visa import topics as declared
 from mini_visa.broker import BrokerError, EmbeddedBroker
+from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import HOUR_MS, AnyTopic
 
@@ -27,7 +28,7 @@ DEAD_LETTERS_RETENTION_MS = 30 * 24 * HOUR_MS
 _DYNAMIC_TOPIC_CONFIG = 1  # config_source of a value that was set on the topic itself (KIP-226)
 
 
-class TopicError(Exception):
+class TopicError(UserError):
     """A topic of the cluster is not as it must be, and nothing here may change that."""
 
 
@@ -57,12 +58,12 @@ def bootstrap_servers(settings: Settings) -> list[str]:
     return servers
 
 
-def broker_of(settings: Settings) -> EmbeddedBroker:
+def broker_of(settings: Settings, *, port: int | None = None) -> EmbeddedBroker:
     """The broker of this machine that the settings name, running or not.
 
     Raises BrokerError when they name a cluster elsewhere: it is not ours to start or stop."""
     if settings.broker == "embedded":
-        return EmbeddedBroker(settings.home / "broker", heap_bytes=settings.broker_heap_bytes)
+        return EmbeddedBroker(settings.home / "broker", port=port, heap_bytes=settings.broker_heap_bytes)
     raise BrokerError(
         f"MINI_VISA_BROKER={settings.broker} is a cluster elsewhere: it is not started or stopped from here."
     )
@@ -376,6 +377,25 @@ async def _offsets(
             return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
     finally:
         await consumer.stop()
+
+
+async def newest_timestamp_ms(settings: Settings, topic: str) -> int | None:
+    """The greatest timestamp among the last records of the topic's partitions; None when it is empty."""
+    start, end = await _offsets(settings, [topic])
+    last = {partition: offset for partition, offset in end.items() if offset > start[partition]}
+    if not last:
+        return None
+    consumer = AIOKafkaConsumer(**client_options(settings), enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign(list(last))
+        for partition, offset in last.items():
+            # The very last offset may hold a transaction's commit marker, which is not delivered.
+            consumer.seek(partition, max(start[partition], offset - 2))
+        batches = await consumer.getmany(timeout_ms=1_000)
+    finally:
+        await consumer.stop()
+    return max((record.timestamp for records in batches.values() for record in records), default=None)
 
 
 @dataclass(frozen=True)

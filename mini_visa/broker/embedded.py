@@ -236,7 +236,8 @@ class EmbeddedBroker:
         if state and _order(state.version) > _order(version):
             raise BrokerError(
                 f"{self.home / 'data'} was written by Kafka {state.version}, newer than this one "
-                f"({version}), which cannot read it. Update Mini-Visa, or move that directory away to start empty."
+                f"({version}), which cannot read it. Update Mini-Visa, or move that directory away "
+                "to start empty."
             )
         port = self._fixed_port
         if port is None:
@@ -334,9 +335,9 @@ class EmbeddedBroker:
     def _launch(self, java: str, libs: Path, state: _State, *, detach: bool) -> None:
         heap_mb = self._heap_bytes >> 20
         command = [
-            java, f"-Xms{min(128, heap_mb)}m", f"-Xmx{heap_mb}m", "-XX:MaxDirectMemorySize=128m", "-XX:+UseG1GC",
-            "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true", f"-Dmini_visa.log={self.log}",
-            f"-Dlog4j2.configurationFile={_LOGGING}",
+            java, f"-Xms{min(128, heap_mb)}m", f"-Xmx{heap_mb}m", "-XX:MaxDirectMemorySize=128m",
+            "-XX:+UseG1GC", "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true",
+            f"-Dmini_visa.log={self.log}", f"-Dlog4j2.configurationFile={_LOGGING}",
             "-cp", f"{libs}/*", "kafka.Kafka", str(self.home / "server.properties"),
         ]  # fmt: skip
         if self.log.exists():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mini_visa.errors import UserError
 
-class BrokerError(Exception):
+
+class BrokerError(UserError):
     """The broker cannot be started, found or reached; the message names the remedy."""
 
 

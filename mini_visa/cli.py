@@ -1,0 +1,491 @@
+"""The command line, `mini-visa`. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn
+
+import orjson
+import typer
+from pydantic import ValidationError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from mini_visa.errors import UserError
+from mini_visa.settings import Settings, settings
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+WIDTH_OF_A_PIPE = 200
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+app = typer.Typer(
+    name="mini-visa",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A small card network: authorizations through Kafka, exactly once.\n\n"
+    "Start with `mini-visa demo` (it shows everything at work) or `mini-visa up` (it runs until Ctrl-C). "
+    "If something does not work: `mini-visa doctor`. Settings are environment variables, MINI_VISA_...; "
+    "docs/configuration.md lists them.",
+)
+broker_commands = typer.Typer(no_args_is_help=True, help="The Kafka broker of this machine.")
+topic_commands = typer.Typer(no_args_is_help=True, help="The topics, with their configuration.")
+account_commands = typer.Typer(no_args_is_help=True, help="Card accounts.")
+payment_commands = typer.Typer(no_args_is_help=True, help="Payments.")
+event_commands = typer.Typer(no_args_is_help=True, help="payment.events, the source of truth.")
+
+RUN, USE, RUN_PARTS = "Run everything", "Use it", "Run and look at its parts"
+app.add_typer(account_commands, name="accounts", rich_help_panel=USE)
+app.add_typer(payment_commands, name="payments", rich_help_panel=USE)
+app.add_typer(event_commands, name="events", rich_help_panel=USE)
+app.add_typer(broker_commands, name="broker", rich_help_panel=RUN_PARTS)
+app.add_typer(topic_commands, name="topics", rich_help_panel=RUN_PARTS)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Url = Annotated[str, typer.Option(help="The gateway's address.", envvar="MINI_VISA_URL")]
+ApiKey = Annotated[
+    str,
+    typer.Option(
+        help="Sent as a bearer token; only needed where the gateway asks for one.",
+        envvar="MINI_VISA_API_KEY",
+        show_envvar=True,
+    ),
+]
+Pan = Annotated[
+    str,
+    typer.Option(
+        help="Card number. Leave it out to type it unseen or to pipe it in: other users of this machine "
+        "can see the options of a command."
+    ),
+]
+RequestId = Annotated[
+    str,
+    typer.Option(help="Idempotency key: the same id again gets the first answer. Default: a new one."),
+]
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+def out() -> Console:
+    """Standard output; a pipe gets whole lines, not ones cut at 80 columns."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line, so that several are JSON lines."""
+    sys.stdout.write(orjson.dumps(document).decode() + "\n")
+    sys.stdout.flush()
+
+
+def table(*columns: str) -> Table:
+    """A plain table; a column whose name starts with "#" is of numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        made.add_column(
+            column.lstrip("#"), justify="right" if column.startswith("#") else "left", no_wrap=True
+        )
+    return made
+
+
+# -- run everything --------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=RUN)
+def up() -> None:
+    """Start broker, topics, services and gateway; stop them all with Ctrl-C."""
+    from mini_visa.supervisor.up import run
+
+    raise typer.Exit(run(settings()))
+
+
+@app.command(rich_help_panel=RUN)
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End by itself, non-zero unless all adds up.")] = False,
+    payments: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many to make.")] = 3_000,
+) -> None:
+    """Start everything, make a few thousand payments, and show what became of them."""
+    from mini_visa.demo.run import run
+
+    raise typer.Exit(run(settings(), once=once, payments=payments))
+
+
+@app.command(rich_help_panel=RUN)
+def doctor(as_json: Json = False) -> None:
+    """Check this machine and the cluster, and say what to do. Exit code 1 when something fails."""
+    from mini_visa.doctor import Verdict, examine
+
+    checks = asyncio.run(examine(settings()))
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        console = out()
+        style = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red"}
+        for check in checks:
+            verdict = f"[{style[check.verdict]}]{check.verdict:4}[/]"
+            console.print(f"{verdict}  {check.subject:16} ", end="")
+            console.print(check.finding, markup=False, soft_wrap=True)
+            if check.remedy:
+                console.print(f"{'':6}{'':16}  -> {check.remedy}", markup=False, soft_wrap=True)
+    if any(check.verdict is Verdict.FAIL for check in checks):
+        raise typer.Exit(1)
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=RUN_PARTS)
+def worker(services: Annotated[list[str], typer.Argument(help="Such as: risk authorization")]) -> None:
+    """Run services in this process until SIGTERM or Ctrl-C.
+
+    Exit code 70: a processor could not go on; start it again, it goes on after the last commit."""
+    from mini_visa.streams.worker import run
+
+    run(services, settings())
+
+
+@app.command(rich_help_panel=RUN_PARTS)
+def gateway() -> None:
+    """Run the HTTP gateway in this process until SIGTERM or Ctrl-C."""
+    from mini_visa import log_format
+    from mini_visa.gateway.app import run
+
+    log_format.configure(settings().log_level)
+    run(settings())
+
+
+@broker_commands.command("start")
+def broker_start(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Default: a free one, then the same.")
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay until Ctrl-C, then stop it.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the broker, or find the one that runs. The first time this fetches Kafka's jars (45 MB)."""
+    from mini_visa.kafka import broker_of
+
+    broker = broker_of(settings(), port=port)
+    console = out()
+    with contextlib.nullcontext() if as_json else console.status("Starting Kafka ..."):
+        started = broker.start(detach=not foreground)
+    if as_json:
+        print_json({"started": started, **asdict(broker.health())})
+    else:
+        console.print(f"Kafka {'started' if started else 'runs already'} at {broker.address}")
+    if foreground and started:
+        _until_interrupted()
+        broker.stop()
+
+
+@broker_commands.command("stop")
+def broker_stop(as_json: Json = False) -> None:
+    """Stop the broker. Its data stay."""
+    from mini_visa.kafka import broker_of
+
+    stopped = broker_of(settings()).stop()
+    if as_json:
+        print_json({"stopped": stopped})
+    else:
+        out().print("Kafka stopped." if stopped else "Kafka was not running.")
+
+
+@broker_commands.command("status")
+def broker_status(as_json: Json = False) -> None:
+    """Is it running, and where? Exit code 1 when it does not answer."""
+    from mini_visa.kafka import broker_of
+
+    health = broker_of(settings()).health()
+    if as_json:
+        print_json(asdict(health))
+    elif not health.running:
+        out().print("Kafka is not running. Start it: mini-visa broker start")
+    else:
+        memory = f", {health.memory_bytes >> 20} MB" if health.memory_bytes else ""
+        answers = "answers" if health.answers else "does not answer"
+        out().print(f"Kafka {health.version} {answers} at {health.address} (process {health.pid}{memory})")
+        out().print(f"log: {health.log}", soft_wrap=True)
+    if not health.answers:
+        raise typer.Exit(1)
+
+
+@broker_commands.command("logs")
+def broker_logs(
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1_000_000, help="How many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """The end of the broker's log."""
+    from mini_visa.kafka import broker_of
+
+    for line in broker_of(settings()).logs(lines):
+        if as_json:
+            print_json({"line": line})
+        else:
+            sys.stdout.write(line + "\n")
+
+
+@topic_commands.command("apply")
+def topics_apply(as_json: Json = False) -> None:
+    """Create what is missing and set what differs. Again: does nothing."""
+    from mini_visa.kafka import apply_topics
+
+    changes = asyncio.run(apply_topics(settings()))
+    if as_json:
+        print_json([asdict(change) for change in changes])
+    elif not changes:
+        out().print("All topics are as they should be.")
+    else:
+        for change in changes:
+            details = ", ".join(f"{key}={value}" for key, value in sorted(change.config.items()))
+            out().print(f"{change.action} {change.name} ({details})", soft_wrap=True)
+
+
+@topic_commands.command("list")
+def topics_list(as_json: Json = False) -> None:
+    """Every topic of the cluster: partitions, records, how long they are kept."""
+    from mini_visa import topics
+    from mini_visa.kafka import list_topics
+
+    found = asyncio.run(list_topics(settings()))
+    if as_json:
+        print_json([asdict(topic) for topic in found])
+        return
+    holds = {topic.name: topic.holds for topic in topics.ALL}
+    shown = table("topic", "#partitions", "#records", "kept", "holds")
+    for topic in found:
+        shown.add_row(
+            topic.name,
+            str(topic.partitions),
+            f"{topic.records:,}",
+            _kept(topic.config),
+            holds.get(topic.name, ""),
+        )
+    out().print(shown)
+
+
+def _kept(config: dict[str, str]) -> str:
+    if "compact" in config.get("cleanup.policy", ""):
+        return "latest per key"
+    hours = int(config.get("retention.ms", "-1")) / 3_600_000
+    if hours < 0:
+        return "for ever"
+    return f"{hours / 24:g} days" if hours >= 24 else f"{hours:g} h"
+
+
+# -- use it ----------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=USE)
+def authorize(
+    amount: Annotated[str, typer.Argument(help='In the currency\'s own decimals: "10.00" USD, "10" JPY.')],
+    pan: Pan = "",
+    currency: Annotated[str, typer.Option(help="ISO 4217. Default: the account's.")] = "",
+    merchant_id: Annotated[str, typer.Option(help="Who asks.")] = "",
+    mcc: Annotated[str, typer.Option(help="Merchant category code, four digits.")] = "",
+    capture: Annotated[bool, typer.Option("--capture", help="Authorize and capture in one.")] = False,
+    partial_approval: Annotated[
+        bool, typer.Option("--partial-approval", help="Approve what is available if it is less.")
+    ] = False,
+    request_id: RequestId = "",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Ask for money on a card. A decline is an answer, not an error: exit code 0."""
+    body: dict[str, Any] = {
+        "request_id": request_id or _new_request_id(),
+        "pan": _read_pan(pan),
+        "amount": amount,
+        "currency": currency,
+        "merchant_id": merchant_id,
+        "mcc": mcc,
+        "capture": capture,
+        "partial_approval": partial_approval,
+    }
+    payment = _client(url, api_key).post(
+        "/payments/authorize", {key: value for key, value in body.items() if value}
+    )
+    print_json(payment) if as_json else _show_payment(payment)
+
+
+@payment_commands.command("show")
+def payments_show(
+    payment_id: Annotated[str, typer.Argument(help="Such as pay_...")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """A payment as it stands, with what happened to it."""
+    payment = _client(url, api_key).get(f"/payments/{_path_part(payment_id)}")
+    print_json(payment) if as_json else _show_payment(payment)
+
+
+@account_commands.command("open")
+def accounts_open(
+    limit: Annotated[str, typer.Argument(help='Credit limit, such as "1000.00".')],
+    pan: Pan = "",
+    currency: Annotated[str, typer.Option(help="ISO 4217. Default: the gateway's.")] = "",
+    expiry: Annotated[str, typer.Option(help="Of the card, YYYY-MM.")] = "",
+    request_id: RequestId = "",
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Open an account for a card."""
+    body = {
+        "request_id": request_id or _new_request_id(),
+        "pan": _read_pan(pan),
+        "limit": limit,
+        "currency": currency,
+        "expiry": expiry,
+    }
+    account = _client(url, api_key).post("/accounts", {key: value for key, value in body.items() if value})
+    print_json(account) if as_json else _show(account)
+
+
+@account_commands.command("show")
+def accounts_show(
+    account_id: Annotated[str, typer.Argument(help="Such as tok_...")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """An account's limit, holds and balance."""
+    account = _client(url, api_key).get(f"/accounts/{_path_part(account_id)}")
+    print_json(account) if as_json else _show(account)
+
+
+@event_commands.command("tail")
+def events_tail(
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="All, not only new ones.")] = False,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="End at what is there now.")] = False,
+    account: Annotated[str, typer.Option(help="Only this account (tok_...).")] = "",
+    count: Annotated[int, typer.Option(min=0, help="End after so many. 0: never.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Payments as they happen: time (UTC), card, what, amount, code, payment."""
+    asyncio.run(_tail(settings(), from_beginning, no_follow, account, count, as_json))
+
+
+async def _tail(
+    configured: Settings, from_beginning: bool, no_follow: bool, account: str, count: int, as_json: bool
+) -> None:
+    from mini_visa.tail import follow, line
+
+    shown = 0
+    facts = follow(configured, from_beginning=from_beginning, until_end=no_follow, account=account)
+    async with contextlib.aclosing(facts):
+        async for seen in facts:
+            if as_json:
+                event = orjson.loads(seen.raw) if seen.fact is not None else None
+                print_json({"partition": seen.partition, "offset": seen.offset, "event": event})
+            else:
+                sys.stdout.write(line(seen) + "\n")
+                sys.stdout.flush()
+            shown += 1
+            if shown == count:
+                return
+
+
+def _client(url: str, api_key: str) -> Any:
+    from mini_visa.http_client import GatewayClient
+
+    return GatewayClient(url, api_key)
+
+
+def _read_pan(given: str) -> str:
+    """The card number: the option's, typed unseen, or a line of standard input. It is never printed."""
+    if given and given != "-":
+        return given
+    if sys.stdin.isatty():
+        return getpass.getpass("Card number (not shown): ").strip()
+    return sys.stdin.readline().strip()
+
+
+def _new_request_id() -> str:
+    return f"cli-{secrets.token_hex(8)}"
+
+
+def _path_part(text: str) -> str:
+    """An id as a part of a path. Ids have no other characters, so nothing needs quoting."""
+    if not text.replace("_", "").replace("-", "").isalnum():
+        raise typer.BadParameter("an id has letters, digits, _ and - only")
+    return text
+
+
+def _show_payment(payment: dict[str, Any]) -> None:
+    operations = payment.pop("events", [])
+    _show(payment)
+    if operations:
+        shown = table("time", "what", "#amount", "code")
+        for event in operations:
+            shown.add_row(*(str(event.get(key, "")) for key in ("at", "type", "amount", "response_code")))
+        out().print(shown)
+
+
+def _show(document: dict[str, Any]) -> None:
+    """Field and value, a line each; what is empty is left out."""
+    console = out()
+    for key, value in document.items():
+        if value in (None, "", {}, []):
+            continue
+        text = orjson.dumps(value).decode() if isinstance(value, dict | list) else str(value)
+        console.print(f"[bold]{key:20}[/] ", end="")
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _until_interrupted() -> None:
+    """Returns on SIGINT or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+
+
+# -- the entry -------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command and exits: 0 done, 1 an error the user can act on, 2 wrong usage or setting."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except UserError as error:
+        _fail(str(error), error.exit_code)
+    except ValidationError as invalid:
+        _fail("\n".join(_setting_errors(invalid)), EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader (`| head`) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _setting_errors(invalid: ValidationError) -> list[str]:
+    """A line for each wrong setting, without its value: it could be a password."""
+    return [
+        f"MINI_VISA_{'_'.join(str(part) for part in error['loc']).upper()}: {error['msg']}"
+        for error in invalid.errors()
+    ]
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    sys.stderr.write(f"mini-visa: {text}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
