@@ -1,91 +1,13 @@
-"""`mini-visa up`: the whole system on one machine, a process a service, watched and restarted.
+"""The whole system on one machine, a process a service, watched and restarted.
 
-system.py is the whole story; nursery.py is where the processes come from.
+up.py is the command, system.py the whole story, nursery.py where the processes come from.
 """
 
-from __future__ import annotations
-
-import asyncio
-import contextlib
-import os
-import signal
-from collections.abc import Iterator
-
-from rich.console import Console
-
-from mini_visa.settings import Settings
-from mini_visa.supervisor.display import Display
 from mini_visa.supervisor.lock import AlreadyRunning, Running, running
 from mini_visa.supervisor.ports import PortTaken
-from mini_visa.supervisor.system import (
-    GATEWAY,
-    SERVICES,
-    Part,
-    Service,
-    State,
-    System,
-    SystemFailed,
-    first_of,
-)
+from mini_visa.supervisor.system import GATEWAY, SERVICES, Part, Service, State, System, SystemFailed
 
 __all__ = [
     "GATEWAY", "SERVICES", "AlreadyRunning", "Part", "PortTaken", "Running", "Service", "State", "System",
-    "SystemFailed", "first_of", "running", "stop_signals", "up",
+    "SystemFailed", "running",
 ]  # fmt: skip
-
-
-@contextlib.contextmanager
-def stop_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop`; a second one ends the process at once, and all it started with it."""
-    loop = asyncio.get_running_loop()
-
-    def asked() -> None:
-        if stop.is_set():
-            os._exit(130)
-        stop.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, asked)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-
-
-def up(settings: Settings, *, console: Console | None = None) -> int:
-    """Run everything until Ctrl-C. Returns the process's exit code.
-
-    Raises `UserError` with one message that says what to do."""
-    return asyncio.run(_up(settings, console or Console(stderr=True)))
-
-
-async def _up(settings: Settings, console: Console) -> int:
-    stop = asyncio.Event()
-    display = Display(console)
-    system = System(settings, changed=display.changed)
-    display.watch(system)
-    with stop_signals(stop):
-        stopped = asyncio.create_task(stop.wait())
-        try:
-            with display:
-                starting = asyncio.create_task(system.start())
-                await first_of(starting, stopped)
-                if not starting.done():
-                    starting.cancel()
-                    await asyncio.gather(starting, return_exceptions=True)
-                    return 0
-                starting.result()
-            console.print(f"Ready: {system.gateway_url} (API: {system.gateway_url}/docs). Ctrl-C stops it.")
-            await first_of(system.failure, stopped)
-            if system.failure.done():
-                system.failure.result()
-        finally:
-            stopped.cancel()
-            await system.stop()
-    if system.killed:
-        console.print(f"Did not stop in time and was killed: {', '.join(system.killed)}", style="bold red")
-        return 1
-    console.print("Stopped.")
-    return 0
