@@ -445,6 +445,9 @@ def _order(version: str) -> tuple[int, ...]:
 
 
 def _memory_bytes(pid: int) -> int | None:
-    """Resident memory of a process."""
-    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True)
-    return int(shown.stdout) << 10 if shown.stdout.strip().isdigit() else None
+    """Resident memory of a process; None when it is gone, or the system is not Linux."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS:")), None)

@@ -1,0 +1,67 @@
+# `make` shows what there is. Everything works on a fresh clone: what a target needs, it sets up.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up test unit integration bench peers lint format types docs lock clean
+.DELETE_ON_ERROR:
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install what is needed into .venv (a second time: nothing to do)
+
+# Exactly the locked packages, checked by hash; then this project itself, without looking for anything.
+$(READY): requirements.lock pyproject.toml
+	@python=$$(scripts/prerequisites) && { [ -x $(BIN)/python ] || "$$python" -m venv $(VENV); }
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+demo: setup ## The whole system at work, until Ctrl-C; ONCE=1: ends by itself, non-zero unless all adds up
+	@$(BIN)/mini-visa demo $(if $(filter-out 0,$(ONCE)),--once) $(ARGS)
+
+up: setup ## The whole system, until Ctrl-C
+	@$(BIN)/mini-visa up $(ARGS)
+
+test: setup ## All tests (ARGS="-k expiry" for some)
+	$(BIN)/pytest $(ARGS)
+
+unit: setup ## Tests without a broker
+	$(BIN)/pytest tests/unit tests/property $(ARGS)
+
+integration: setup ## Tests on a real broker
+	$(BIN)/pytest tests/integration $(ARGS)
+
+lint: setup ## Style and likely mistakes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: setup ## Bring the style in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: setup ## Static types, strictly
+	$(BIN)/mypy
+
+docs: setup ## Write docs/configuration.md from the settings
+	$(BIN)/python scripts/configuration.py
+
+bench: setup ## Throughput and latency against the floors
+	$(BIN)/python -m tests.bench $(ARGS)
+
+peers: setup ## The same workload on Kafka Streams and plain Faust, beside ours
+	$(BIN)/python -m tests.bench peers $(ARGS)
+
+lock: setup ## Resolve the dependencies anew into requirements.lock (UPGRADE=1: to the newest)
+	@command -v $(BIN)/uv >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
+	    $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+
+clean: ## Remove what was built here (the system's data in MINI_VISA_HOME stay)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
