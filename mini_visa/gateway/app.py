@@ -7,6 +7,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator
 
+import orjson
 import uvloop
 from aiohttp import web
 
@@ -14,6 +15,7 @@ from mini_visa.gateway.access import Access
 from mini_visa.gateway.endpoints import Endpoint, Fallback
 from mini_visa.gateway.exchange import Exchange
 from mini_visa.gateway.metrics import Metrics
+from mini_visa.gateway.openapi import document
 from mini_visa.gateway.routes import ROUTES
 from mini_visa.gateway.service import Gateway
 from mini_visa.gateway.token_keys import load_tokenizer, token_keys_file
@@ -39,12 +41,14 @@ def create(settings: Settings) -> web.Application:
         ),
         access=Access(settings),
         metrics=metrics,
-        read_model=None,
+        openapi=orjson.dumps(document(ROUTES)),
     )
     app = web.Application()
     app[GATEWAY] = gateway
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, Endpoint(gateway, route).handle)
+        # An id has its own form, so that /payments/authorize is never taken for a payment.
+        path = route.path.replace("{payment_id}", "{payment_id:pay_[^{}/]+}")
+        app.router.add_route(route.method, path, Endpoint(gateway, route).handle)
     app.router.add_route("*", "/{tail:.*}", Fallback(gateway, app).handle)
     app.cleanup_ctx.append(_connected)
     return app
@@ -52,9 +56,16 @@ def create(settings: Settings) -> web.Application:
 
 async def _connected(app: web.Application) -> AsyncIterator[None]:
     gateway = app[GATEWAY]
-    await gateway.exchange.start()
-    yield
-    await gateway.exchange.stop()
+    opening = asyncio.create_task(gateway.open_read_model())
+    try:
+        await gateway.exchange.start()
+        yield
+    finally:
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+        await gateway.exchange.stop()
+        if gateway.read_model is not None:
+            await gateway.read_model.close()
 
 
 def run(settings: Settings) -> None:
@@ -68,7 +79,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     app = create(settings)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    runner = server(app)
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=1024)
@@ -78,6 +89,11 @@ async def _serve(settings: Settings) -> None:
         await drain(app[GATEWAY])
     finally:
         await runner.cleanup()
+
+
+def server(app: web.Application) -> web.AppRunner:
+    """Serves `app` without aiohttp's access log: that one writes whole paths, and a PAN may be in one."""
+    return web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
 
 async def drain(gateway: Gateway) -> None:

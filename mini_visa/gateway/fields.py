@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
 from ipaddress import ip_address
 from typing import Any, Final
 
 from mini_visa.domain.cards import PAN_DIGITS_MAX, PAN_DIGITS_MIN, InvalidPan, check_pan
 from mini_visa.domain.money import EXPONENTS, InvalidAmount, format_amount, parse_amount
-from mini_visa.domain.payment import AccountStatus
 from mini_visa.gateway.problems import FieldError, bad_input
 from mini_visa.gateway.strict_json import showable
 
@@ -46,6 +48,8 @@ class Body:
 
     name: str
     fields: tuple[Field, ...]
+    family: Field | None = None
+    """Takes every "NAME.KEY" and gathers them as {KEY: value} under NAME; KEY is as in metadata."""
     _by_name: Mapping[str, Field] = field(init=False, repr=False)
     _required: frozenset[str] = field(init=False, repr=False)
     _defaults: Mapping[str, Any] = field(init=False, repr=False)
@@ -53,7 +57,8 @@ class Body:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_by_name", {field.name: field for field in self.fields})
         object.__setattr__(self, "_required", frozenset(f.name for f in self.fields if f.required))
-        object.__setattr__(self, "_defaults", {field.name: field.default for field in self.fields})
+        fields = (*self.fields, self.family) if self.family else self.fields
+        object.__setattr__(self, "_defaults", {field.name: field.default for field in fields})
 
     def read(self, members: Mapping[str, Any]) -> dict[str, Any]:
         """Every field's checked value, defaults for what is absent. Raises `Problem` 400 that names
@@ -62,6 +67,15 @@ class Body:
         errors: list[FieldError] = []
         for name, value in members.items():
             known = self._by_name.get(name)
+            if known is None and self.family is not None and name.startswith(self.family.name + "."):
+                key = name[len(self.family.name) + 1 :]
+                try:
+                    metadata({**values[self.family.name], key: value})
+                except Invalid as error:
+                    errors.append(FieldError(self.family.name, str(error)))
+                else:
+                    values[self.family.name] = {**values[self.family.name], key: value}
+                continue
             if known is None:
                 errors.append(FieldError(showable(name), "is not a field of this request"))
                 continue
@@ -177,11 +191,48 @@ def metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def account_status(value: Any) -> AccountStatus:
+def one_of(choices: type[StrEnum]) -> Check:
+    """A check for the values of an enumeration."""
+    says = f"must be one of {', '.join(choices)}"
+
+    def check(value: Any) -> StrEnum:
+        try:
+            return choices(_string(value))
+        except Invalid:
+            raise
+        except ValueError:
+            raise Invalid(says) from None
+
+    return check
+
+
+def moment(value: Any) -> int:
+    """A time as RFC 3339 writes it, in ms."""
     try:
-        return AccountStatus(value)
+        at = datetime.fromisoformat(_string(value))
     except ValueError:
-        raise Invalid(f"must be one of {', '.join(AccountStatus)}") from None
+        at = None
+    if at is None or at.tzinfo is None or len(value) < len("2026-01-01T00:00:00Z"):
+        raise Invalid('must be a time such as "2026-01-31T12:00:00.000Z" (a + is written %2B in a URL)')
+    return int(at.timestamp() * 1000)
+
+
+def whole_number(least: int, most: int) -> Check:
+    """A check for a whole number in a query string."""
+
+    def check(value: Any) -> int:
+        if not (type(value) is str and value.isascii() and value.isdigit() and len(value) <= 18):
+            raise Invalid("must be a whole number")
+        if not least <= int(value) <= most:
+            raise Invalid(f"must be from {least} to {most}")
+        return int(value)
+
+    return check
+
+
+def units(value: Any) -> Decimal:
+    """An amount to compare with, in units of whatever currency."""
+    return Decimal(amount(value))
 
 
 def money(text: str, exponent: int, name: str = "amount") -> int:
@@ -195,13 +246,13 @@ def money(text: str, exponent: int, name: str = "amount") -> int:
 
 # -- fields -------------------------------------------------------------------------------------------
 
-_IDENTIFIER = r"[A-Za-z0-9._:-]{1,64}"
+IDENTIFIER_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
 _IDENTIFIER_SAYS = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -"
-identifier: Check = matching(_IDENTIFIER, _IDENTIFIER_SAYS)
+identifier: Check = matching(IDENTIFIER_PATTERN, _IDENTIFIER_SAYS)
 
 
 def identifier_schema(description: str) -> dict[str, Any]:
-    return {"type": "string", "pattern": f"^{_IDENTIFIER}$", "description": description}
+    return {"type": "string", "pattern": IDENTIFIER_PATTERN, "description": description}
 
 
 def amount_schema(description: str) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""What each request may carry: the bodies of docs/http-api.md, one page to read."""
+"""What each request may carry, in its body or its query string: one page to read."""
 
 from __future__ import annotations
 
-from mini_visa.domain.payment import AccountStatus
+from typing import Final
+
+from mini_visa.domain.payment import AccountStatus, PaymentStatus
 from mini_visa.gateway.fields import (
     CURRENCY,
     EXPIRY,
@@ -12,15 +14,25 @@ from mini_visa.gateway.fields import (
     REQUEST_ID,
     Body,
     Field,
-    account_status,
     amount_field,
+    amount_schema,
     currency,
     flag_field,
+    identifier,
     identifier_field,
+    identifier_schema,
     ip,
     matching,
+    metadata,
+    moment,
+    one_of,
     short_text,
+    units,
+    whole_number,
 )
+from mini_visa.readmodel.pages import CURSOR_MAX, PAGE_MAX
+
+PAGE_DEFAULT: Final = 100
 
 AUTHORIZE = Body(
     "AuthorizeRequest",
@@ -110,7 +122,7 @@ OPEN_ACCOUNT = Body(
         amount_field("Credit limit.", required=True, zero=True, name="limit"),
         Field(
             "status",
-            account_status,
+            one_of(AccountStatus),
             {"type": "string", "enum": list(AccountStatus), "default": AccountStatus.ACTIVE.value},
             default=AccountStatus.ACTIVE,
         ),
@@ -121,9 +133,68 @@ CHANGE_ACCOUNT = Body(
     (
         REQUEST_ID,
         amount_field("New credit limit.", zero=True, name="limit"),
-        Field("status", account_status, {"type": "string", "enum": list(AccountStatus)}),
+        Field("status", one_of(AccountStatus), {"type": "string", "enum": list(AccountStatus)}),
     ),
 )
 PAY_ACCOUNT = Body(
     "PayAccountRequest", (REQUEST_ID, amount_field("What the cardholder pays.", required=True))
 )
+
+
+# -- query strings ------------------------------------------------------------------------------------
+
+LIMIT = Field(
+    "limit",
+    whole_number(1, PAGE_MAX),
+    {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
+    default=PAGE_DEFAULT,
+)
+CURSOR = Field(
+    "cursor",
+    short_text(CURSOR_MAX),
+    {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": CURSOR_MAX,
+        "description": "The former page's next_cursor, with the same filters.",
+    },
+)
+
+
+def time_field(name: str, description: str) -> Field:
+    return Field(name, moment, {"type": "string", "format": "date-time", "description": description})
+
+
+AT = time_field("at", "As it was at this time.")
+
+LIST_PAYMENTS = Body(
+    "ListPayments",
+    (
+        Field("account", identifier, identifier_schema("Of this account.")),
+        Field("merchant_id", identifier, identifier_schema("At this merchant.")),
+        Field(
+            "status",
+            one_of(PaymentStatus),
+            {"type": "string", "enum": list(PaymentStatus), "description": "As it is now."},
+        ),
+        time_field("from", "Created at or after this time."),
+        time_field("to", "Created before this time."),
+        Field("min_amount", units, amount_schema("At least this much was asked for.")),
+        Field("max_amount", units, amount_schema("At most this much was asked for.")),
+        CURSOR,
+        LIMIT,
+    ),
+    family=Field(
+        "metadata",
+        metadata,
+        {
+            "type": "string",
+            "maxLength": METADATA_VALUE_MAX,
+            "description": "The value of the metadata pair KEY, for any KEY; several are all wanted.",
+        },
+        default={},
+    ),
+)
+LIST_ALERTS = Body("ListAlerts", (CURSOR, LIMIT))
+LIST_ENTRIES = Body("ListEntries", (AT, CURSOR, LIMIT))
+READ_ACCOUNT = Body("ReadAccount", (AT,))

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from mini_visa import topics
 from mini_visa.domain.answers import Answer
-from mini_visa.domain.cards import Tokenizer, card_of
+from mini_visa.domain.cards import Tokenizer, card_of, luhn_valid
 from mini_visa.domain.commands import Authorize, Command, TimeOutReversal
+from mini_visa.domain.ids import InvalidId, account_of, check_account_id
 from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import Card
 from mini_visa.gateway.access import Access
 from mini_visa.gateway.exchange import Exchange, NoAnswer, NotSent
 from mini_visa.gateway.limits import RateLimit
 from mini_visa.gateway.metrics import Metrics
-from mini_visa.gateway.problems import Problem, busy
+from mini_visa.gateway.problems import Problem, busy, not_found
 from mini_visa.gateway.recent import Recent
+from mini_visa.readmodel import DatabaseUnusable, ReadModel, SchemaNewer, SchemaOlder
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import Topic
 
-if TYPE_CHECKING:
-    from mini_visa.readmodel import ReadModel
-
 log = logging.getLogger(__name__)
 
+READ_MODEL_RETRY_S: Final = 2.0
 LOOKUP_TIMEOUT_S: Final = 0.5
 """The read model may take this long to tell an account's currency; then the default is assumed."""
+
+_LONG_NUMBER: Final = re.compile(r"[0-9]{13,}")
 
 
 class Gateway:
@@ -42,14 +47,16 @@ class Gateway:
         exchange: Exchange,
         access: Access,
         metrics: Metrics,
-        read_model: ReadModel | None,
+        openapi: bytes = b"",
     ) -> None:
         self.settings = settings
         self.tokenizer = tokenizer
         self.exchange = exchange
         self.access = access
         self.metrics = metrics
-        self.read_model = read_model
+        self.openapi = openapi
+        self.read_model: ReadModel | None = None
+        """None while it cannot be opened: payments can be made, not looked up."""
         self.recent = Recent()
         self.rate_limit = RateLimit(settings.gateway_rate_per_s, settings.gateway_burst)
         self.in_flight = 0
@@ -75,6 +82,35 @@ class Gateway:
         with the oldest key and stays the same when newer keys are added."""
         return card_of(pan, self.tokenizer.tokens(pan)[-1])
 
+    def account_id(self, text: str) -> str:
+        """`text` if it can be an account's id. Raises `Problem` 404."""
+        try:
+            check_account_id(text)
+        except InvalidId:
+            raise not_found("account") from None
+        if _holds_a_pan(text):
+            raise not_found("account")
+        return text
+
+    def account_of(self, payment_id: str) -> str:
+        """The account that a payment id carries. Raises `Problem` 404."""
+        try:
+            account = account_of(payment_id)
+        except InvalidId:
+            raise not_found("payment") from None
+        if _holds_a_pan(account):
+            raise not_found("payment")
+        return account
+
+    async def open_read_model(self) -> None:
+        """Opens the read model, for as long as it takes."""
+        while self.read_model is None:
+            try:
+                self.read_model = await ReadModel.open(self.settings)
+            except (DatabaseUnusable, SchemaNewer, SchemaOlder) as error:
+                log.error("no read model yet: %s", error)
+                await asyncio.sleep(READ_MODEL_RETRY_S)
+
     def new_attempt(self) -> str:
         """One HTTP attempt: never used twice, also not by another gateway."""
         return token_hex(16)
@@ -86,8 +122,8 @@ class Gateway:
             try:
                 async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                     row = await self.read_model.account(account)
-            except TimeoutError:
-                log.warning("the read model did not tell an account's currency within %s s", LOOKUP_TIMEOUT_S)
+            except (SQLAlchemyError, DatabaseUnusable, OSError) as error:  # a TimeoutError is an OSError
+                log.warning("the read model did not tell an account's currency: %s", type(error).__name__)
                 row = None
             if row is not None:
                 known = row.currency
@@ -157,3 +193,8 @@ class Gateway:
         account = answer.outcome.account
         if account is not None:
             self.recent.learn_currency(account.account_id, account.currency)
+
+
+def _holds_a_pan(identifier: str) -> bool:
+    """A client's mistake must not carry a card number into a topic as somebody's id."""
+    return any(luhn_valid(digits) for digits in _LONG_NUMBER.findall(identifier))

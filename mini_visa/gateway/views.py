@@ -5,13 +5,15 @@ Pure functions: the same stored outcome gives the same bytes, so a replay equals
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
+from mini_visa import topics
 from mini_visa.domain.answers import Outcome, Refusal
+from mini_visa.domain.commands import FraudAlert
 from mini_visa.domain.money import exponent_of, format_amount
 from mini_visa.domain.payment import (
     NO_TIME,
@@ -28,6 +30,7 @@ from mini_visa.domain.payment import (
 )
 from mini_visa.domain.response_codes import TEXTS
 from mini_visa.gateway.problems import FieldError, Problem
+from mini_visa.readmodel import Entry
 
 _CLEARING_PROGRESS: Final = (CaptureState.SUBMITTED, CaptureState.CLEARED, CaptureState.SETTLED)
 _KINDS: Final = {
@@ -212,3 +215,111 @@ def refusal_problem(outcome: Outcome) -> Problem:
     errors = [FieldError("amount", refusal.reason)] if outcome.status == 400 else []
     kind = _KINDS.get(outcome.status, "refused")
     return Problem(outcome.status, kind, refusal.reason, errors=errors, more=more)
+
+
+# -- what happened ------------------------------------------------------------------------------------
+
+
+def event_view(event: Mapping[str, Any], exponent: int) -> dict[str, Any]:
+    """One event of a payment. `event` is as the log has it: without the fields at their defaults."""
+    view: dict[str, Any] = {
+        "type": event["type"].partition("/")[0],
+        "at": time_view(event["at"]),
+        "request_id": event.get("request_id") or None,
+        "log": {
+            "topic": topics.PAYMENT_EVENTS.name,
+            "partition": event["partition"],
+            "offset": event["offset"],
+        },
+    }
+    if "account" in event:  # it changed the account
+        view["seq"] = event["seq"]
+        view["amount"] = format_amount(event.get("amount", 0), exponent)
+        view["response_code"] = event.get("response_code", "00")
+        view["available_before"] = format_amount(event.get("available_before", 0), exponent)
+    if "http_status" in event:
+        view["http_status"] = event["http_status"]
+    for name in ("n", "forced", "reason", "reason_code"):
+        if event.get(name):
+            view[name] = event[name]
+    return view
+
+
+def payment_record_view(payment: Payment, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The payment with its events, in order."""
+    exponent = exponent_of(payment.currency)
+    return {**payment_view(payment), "events": [event_view(event, exponent) for event in log]}
+
+
+def explanation_view(payment: Payment, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Why: the rules that were evaluated and the numbers they saw, what was available before, and where
+    in the log the decision and its reason can be found."""
+    exponent = exponent_of(payment.currency)
+    decided = next((event for event in log if "payment" in event), None)
+    view: dict[str, Any] = {
+        "payment_id": payment.payment_id,
+        "risk": {
+            "score": payment.verdict.score,
+            "evaluated": list(payment.verdict.evaluated),
+            "rules": [rule_view(hit) for hit in payment.verdict.hits],
+        },
+        "decision": None,
+    }
+    if decided is not None:
+        code = decided["payment"]["response_code"]
+        account = decided.get("account")
+        view["decision"] = {
+            "status": decided["payment"]["status"],
+            "response_code": code,
+            "response_text": TEXTS.get(code, ""),
+            "at": time_view(decided["at"]),
+            "amount": format_amount(payment.amount, exponent),
+            "available_before": (
+                format_amount(decided.get("available_before", 0), exponent) if account else None
+            ),
+            "limit": format_amount(account["limit"], exponent) if account else None,
+            "command": {
+                "topic": topics.ACCOUNT_COMMANDS.name,
+                "partition": decided["partition"],
+                "offset": decided["position"],
+            },
+            "event": {
+                "topic": topics.PAYMENT_EVENTS.name,
+                "partition": decided["partition"],
+                "offset": decided["offset"],
+            },
+        }
+    return view
+
+
+def entry_view(entry: Entry) -> dict[str, Any]:
+    """A line of a statement; held, posted, limit and available are as it left them."""
+    exponent = exponent_of(entry.currency)
+    return {
+        "seq": entry.seq,
+        "at": time_view(entry.at),
+        "type": entry.type.partition("/")[0],
+        "amount": format_amount(entry.amount, exponent),
+        "currency": entry.currency,
+        "held": format_amount(entry.held, exponent),
+        "posted": format_amount(entry.posted, exponent),
+        "limit": format_amount(entry.limit, exponent),
+        "available": format_amount(entry.available, exponent),
+        "payment_id": entry.payment_id or None,
+        "request_id": entry.request_id or None,
+        "response_code": entry.response_code or None,
+    }
+
+
+def alert_view(alert: FraudAlert) -> dict[str, Any]:
+    return {
+        "alert_id": alert.alert_id,
+        "at": time_view(alert.at),
+        "account_id": alert.account,
+        "request_id": alert.request_id,
+        "amount": format_amount(alert.amount, exponent_of(alert.currency)),
+        "currency": alert.currency,
+        "merchant_id": alert.merchant_id or None,
+        "score": alert.score,
+        "rule": rule_view(alert.hit),
+    }

@@ -10,15 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientSession, web
 
 from mini_visa.broker import EmbeddedBroker
-from mini_visa.gateway.app import create
+from mini_visa.gateway.app import create, server
 from mini_visa.kafka import apply_topics
 from mini_visa.settings import Settings
 
 SettingsBuilder = Callable[..., Settings]
-Client = TestClient[Any, Any]
+
+
+class Client:
+    """Talks to one running gateway over a real socket."""
+
+    def __init__(self, session: ClientSession, app: web.Application, port: int) -> None:
+        self.get, self.post, self.patch, self.request = (
+            session.get,
+            session.post,
+            session.patch,
+            session.request,
+        )
+        self.app = app
+        self.port = port
+
+
 GatewayRunner = Callable[..., AbstractAsyncContextManager[Client]]
 
 
@@ -50,8 +65,15 @@ def gateway_for(settings_for: SettingsBuilder, cluster: str) -> GatewayRunner:
     @asynccontextmanager
     async def run(**changes: Any) -> AsyncIterator[Client]:
         app = create(settings_for(cluster, **changes))
-        async with TestClient(TestServer(app)) as client:
-            yield client
+        runner = server(app)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            port = runner.addresses[0][1]
+            async with ClientSession(f"http://127.0.0.1:{port}") as session:
+                yield Client(session, app, port)
+        finally:
+            await runner.cleanup()
 
     return run
 

@@ -56,6 +56,13 @@ class Downstream:
         self.seen: list[Command] = []
         self._settings = settings
         self._task: asyncio.Task[None] | None = None
+        self._news = asyncio.Condition()
+
+    async def saw(self, count: int) -> list[Command]:
+        """The commands seen, once there are `count`."""
+        async with asyncio.timeout(10), self._news:
+            await self._news.wait_for(lambda: len(self.seen) >= count)
+        return self.seen
 
     async def __aenter__(self) -> Downstream:
         options: dict[str, Any] = client_options(self._settings)
@@ -107,3 +114,5 @@ class Downstream:
                                 topics.GATEWAY_REPLIES.encode(answer),
                                 partition=partition,
                             )
+                async with self._news:
+                    self._news.notify_all()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import secrets
 
 from mini_visa.domain.commands import Authorize, TimeOutReversal
@@ -70,9 +69,7 @@ async def test_no_answer_in_time_is_a_504_once_the_reversal_is_in_the_log(
         assert response.status == 504
         assert response.content_type == "application/problem+json"
         assert (await response.json())["type"] == "urn:mini-visa:problem:timed-out"
-        async with asyncio.timeout(5):
-            while len(downstream.seen) < 2:
-                await asyncio.sleep(0.01)
+        await downstream.saw(2)
     authorization, reversal = sorted(
         downstream.seen, key=lambda command: isinstance(command, TimeOutReversal)
     )
