@@ -52,6 +52,8 @@ class Kernel(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         settings = self.app.settings
+        if not self.app.processors:
+            return
         plans = await make_plans(
             self.app.processors.values(),
             service=self.app.service,
@@ -126,10 +128,16 @@ class App(faust.App):  # type: ignore[misc]
 
         return register
 
+    def run_service(self, service: type[Service]) -> type[Service]:
+        """Make the decorated mode.Service a part of this app: started and stopped with it. For a service
+        that follows topics by itself, such as one that writes elsewhere than to Kafka."""
+        self._extra_services.append(service)
+        return service
+
     async def on_first_start(self) -> None:
         check_interpreter()
-        if not self.processors:
-            raise Fatal(f"{self.service} has no processor")
+        if not self.processors and not self._extra_services:
+            raise Fatal(f"{self.service} has no processor and no service of its own")
 
     async def on_start(self) -> None:
         self.finalize()

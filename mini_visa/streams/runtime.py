@@ -280,14 +280,19 @@ async def _create(
     await admin.start()
     try:
         response = await admin.create_topics(topics)
+        existed = []
         for name, code, *rest in response.topic_errors:
-            if code not in (NoError.errno, TopicAlreadyExistsError.errno):
+            if code == TopicAlreadyExistsError.errno:
+                existed.append(name)
+            elif code != NoError.errno:
                 detail = rest[0] if rest and rest[0] else for_code(code).__name__
                 raise Fatal(f"cannot create topic {name}: {detail}")
         resources = [
-            ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": None}) for name in changelogs
+            ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": None})
+            for name in existed
+            if name in changelogs
         ]
-        for described in await admin.describe_configs(resources):
+        for described in await admin.describe_configs(resources) if resources else ():
             for _, _, _, name, entries in described.resources:
                 policy = {entry[0]: entry[1] for entry in entries}.get("cleanup.policy")
                 if policy != "compact":

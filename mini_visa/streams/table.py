@@ -81,14 +81,6 @@ class Store(Protocol):
         ...
 
 
-class _Deleted:
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "DELETED"
-
-
-DELETED: Final = _Deleted()
 _MISSING: Final = object()
 
 
@@ -98,55 +90,58 @@ def after(prefix: str) -> str:
 
 
 class TableView(Generic[V]):
-    """One table of one partition inside a batch: the store below, staged writes above."""
+    """One table of one partition inside a batch. Three layers, the nearer hides the farther: what the
+    record at hand wrote, rows known from the batch and from batches before it, and the store below."""
 
-    __slots__ = ("_cache", "_store", "_undo", "dirty", "prefix", "table")
+    __slots__ = ("_dirty", "_rows", "_store", "prefix", "table", "written")
 
     def __init__(self, table: Table[V], store: Store) -> None:
         self.table = table
         self.prefix = table.name.encode() + SEPARATOR
-        self.dirty: dict[bytes, V | _Deleted] = {}
+        self.written: dict[bytes, V | None] = {}
+        """By the record at hand. None: deleted."""
+        self._rows: dict[bytes, V | None] = {}
+        """Decoded rows as the batch has left them so far. None: there is none."""
+        self._dirty: dict[bytes, V | None] = {}
+        """Those of them that the store does not have yet."""
         self._store = store
-        self._cache: dict[bytes, V | None] = {}
-        self._undo: list[tuple[bytes, Any]] = []
 
     def get(self, key: str | bytes, default: Any = None) -> V | Any:
         """The row of `key`, or `default`."""
         raw_key = key if type(key) is bytes else key.encode()  # type: ignore[union-attr]
-        value: Any = self.dirty.get(raw_key, _MISSING)
+        value: Any = self.written.get(raw_key, _MISSING) if self.written else _MISSING
         if value is _MISSING:
-            value = self._cache.get(raw_key, _MISSING)
+            value = self._rows.get(raw_key, _MISSING)
             if value is _MISSING:
                 data = self._store.get(self.prefix + raw_key)
                 value = None if data is None else self.table.decode(data)
-                self._remember(raw_key, value)
-            if value is None:
-                return default
-            return value
-        return default if value is DELETED else value
+                self._rows[raw_key] = value
+        return default if value is None else value
 
     def __getitem__(self, key: str | bytes) -> V:
-        value = self.get(key, _MISSING)
-        if value is _MISSING:
+        value = self.get(key)
+        if value is None:
             raise KeyError(key)
         return cast(V, value)
 
     def __contains__(self, key: str | bytes) -> bool:
-        return self.get(key, _MISSING) is not _MISSING
+        return self.get(key) is not None
 
     def __setitem__(self, key: str | bytes, value: V) -> None:
-        self._stage(key if type(key) is bytes else key.encode(), value)  # type: ignore[union-attr]
+        assert value is not None, "None is no row: delete it instead"
+        self.written[key if type(key) is bytes else key.encode()] = value  # type: ignore[union-attr]
 
     def __delitem__(self, key: str | bytes) -> None:
         """Deleting what is not there is allowed and writes a tombstone all the same."""
-        self._stage(key if type(key) is bytes else key.encode(), DELETED)  # type: ignore[union-attr]
+        self.written[key if type(key) is bytes else key.encode()] = None  # type: ignore[union-attr]
 
     def range(self, start: str | bytes, stop: str | bytes) -> Iterator[tuple[str, V]]:
         """Rows with start <= key < stop in key order, staged writes included, as they are when the
         iteration begins: writes during it do not disturb it."""
         low = start if isinstance(start, bytes) else start.encode()
         high = stop if isinstance(stop, bytes) else stop.encode()
-        staged = sorted(item for item in self.dirty.items() if low <= item[0] < high)
+        changed = {**self._dirty, **self.written} if self.written else self._dirty
+        staged = [(key, changed[key]) for key in sorted(key for key in changed if low <= key < high)]
         cut = len(self.prefix)
         position = 0
         for stored_key, data in self._store.scan(self.prefix + low, self.prefix + high):
@@ -154,56 +149,43 @@ class TableView(Generic[V]):
             while position < len(staged) and staged[position][0] < key:
                 staged_key, value = staged[position]
                 position += 1
-                if value is not DELETED:
-                    yield staged_key.decode(), cast(V, value)
+                if value is not None:
+                    yield staged_key.decode(), value
             if position < len(staged) and staged[position][0] == key:
                 value = staged[position][1]
                 position += 1
-                if value is not DELETED:
-                    yield key.decode(), cast(V, value)
+                if value is not None:
+                    yield key.decode(), value
                 continue
             yield key.decode(), self.table.decode(data)
         for staged_key, value in staged[position:]:
-            if value is not DELETED:
-                yield staged_key.decode(), cast(V, value)
+            if value is not None:
+                yield staged_key.decode(), value
 
     # -- used by the batch only ------------------------------------------------------------------
 
-    def _stage(self, key: bytes, value: V | _Deleted) -> None:
-        self._undo.append((key, self.dirty.get(key, _MISSING)))
-        self.dirty[key] = value
-
     def keep_record(self) -> None:
         """The record's writes stand."""
-        self._undo.clear()
+        self._rows.update(self.written)
+        self._dirty.update(self.written)
+        self.written.clear()
 
     def undo_record(self) -> None:
         """The record is refused: its writes are gone, those of records before it stand."""
-        for key, former in reversed(self._undo):
-            if former is _MISSING:
-                del self.dirty[key]
-            else:
-                self.dirty[key] = former
-        self._undo.clear()
+        self.written.clear()
 
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """The batch's writes as (store key, row bytes or None for a deletion), each key once."""
-        assert not self._undo, "a record is still open"
+        assert not self.written, "a record is still open"
         prefix, encode = self.prefix, self.table.encode
         return [
-            (prefix + key, None if value is DELETED else encode(cast(V, value)))
-            for key, value in self.dirty.items()
+            (prefix + key, None if value is None else encode(value)) for key, value in self._dirty.items()
         ]
 
     def committed(self) -> None:
         """The store now holds the batch's writes."""
-        for key, value in self.dirty.items():
-            self._remember(key, None if value is DELETED else cast(V, value))
-        self.dirty.clear()
-
-    def _remember(self, key: bytes, value: V | None) -> None:
-        cache = self._cache
-        if len(cache) >= CACHE_ROWS_MAX:
-            for old in list(cache)[: CACHE_ROWS_MAX // 10]:
-                del cache[old]
-        cache[key] = value
+        self._dirty.clear()
+        rows = self._rows
+        if len(rows) > CACHE_ROWS_MAX:
+            for old in list(rows)[: len(rows) - CACHE_ROWS_MAX * 9 // 10]:
+                del rows[old]

@@ -79,7 +79,7 @@ class Driver:
 
     def send_raw(self, value: bytes | None, *, key: bytes | None = None, at: int = 0) -> list[Output]:
         """The same with the bytes as they are, for garbage."""
-        return self.run([Record(self.offset, at, key, value)]).outputs
+        return [Output(*raw) for raw in self.run([Record(self.offset, at, key, value)]).outputs]
 
     def run(self, records: Sequence[Record]) -> BatchResult:
         """Process `records` as one batch and commit it."""
@@ -87,7 +87,7 @@ class Driver:
         self.store.write(result.changes)
         self.execution.committed()
         self.offset = result.next_offset
-        self.outputs.extend(result.outputs)
+        self.outputs.extend(Output(*raw) for raw in result.outputs)
         return result
 
     def sent(self, topic: Topic[M]) -> list[M]:
