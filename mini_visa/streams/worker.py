@@ -15,7 +15,6 @@ from mini_visa import log_format
 from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 
-
 YOUNG_OBJECTS_MAX: Final = 200_000
 """More than the batches of all partitions keep alive until their commits."""
 

@@ -16,7 +16,7 @@ from mini_visa.broker import EmbeddedBroker
 from mini_visa.kafka import apply_topics, plans
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import AnyTopic
-from tests.bench.processes import LOAD_CORE, pin_self
+from tests.bench.processes import LOAD_CORE, TEST_CORE, Watched, pin_self, python
 from tests.bench.topiclog import LOG_APPEND_TIME
 
 
@@ -66,6 +66,17 @@ class Ground:
             for plan in plans(settings)
         ]
         await apply_topics(settings, wanted)
+
+    def worker(self, service: str, *, core: int | None = TEST_CORE, **environment: str) -> Watched:
+        """A worker of `service`, to be entered: `with ground.worker("risk") as worker`. Its ticks are off:
+        each of them would be a record more than was put in."""
+        settings = {"MINI_VISA_TICK_INTERVAL_S": "3600", "MINI_VISA_LOG_LEVEL": "info", **environment}
+        return Watched(
+            python(str(Path(__file__).with_name("worker.py")), service),
+            log=self.home / "logs" / f"{service}.log",
+            env=self.environment(**settings),
+            core=core,
+        )
 
     def environment(self, **more: str) -> dict[str, str]:
         """Settings of a process of this project on this ground."""

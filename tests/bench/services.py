@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from mini_visa import topics
 from mini_visa.domain.commands import Authorize
 from mini_visa.domain.events import PaymentAuthorized, PaymentDeclined, PaymentReversed
 from mini_visa.domain.response_codes import APPROVED
+from mini_visa.streams.topic import AnyTopic
 from tests.bench.ground import Ground
 from tests.bench.report import Figure, Result, console, number
 from tests.bench.topiclog import Appended, Entry, Progress, ends, preload, read_all
@@ -27,7 +28,7 @@ from tests.bench.workload import HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, Workload
 APPROVED_SHARE_MIN = 0.9
 STEP_MS = {"authorization": 1, "risk": 3}
 """Event time between two records. Risk counts per card over 60 s: at 3 ms a card has four."""
-EVENT_TIME_BACK_MS = 3_600_000
+EVENT_TIME_BACK_MS = 6 * 3_600_000
 """Event time starts this long before now, so that no record is ahead of the clock."""
 RUN_TIMEOUT_S = 180.0
 
@@ -53,10 +54,13 @@ async def measure(
     result = Result(name.replace(".", "-"), command)
     runs: list[Run] = []
     async with Ground() as ground:
-        await ground.apply_topics()
+        await ground.apply_topics([_sink(service)])
+        now_ms = int(time.time() * 1_000) - EVENT_TIME_BACK_MS
         for turn in range(reps):
-            run = await _run(ground, service, records=records, hot=hot, turn=turn, profile=profile)
+            load = Workload(series=f"{'hot' if hot else 'all'}{turn}", start_ms=now_ms)
+            run = await _run(ground, service, load, records=records, hot=hot, profile=profile)
             runs.append(run)
+            now_ms = load.now
             console.print(
                 f"  {name} {turn + 1}/{reps}: {number(run.records / run.seconds)} records/s, "
                 f"{run.cpu_s:.1f} CPU s, {run.rss_peak_mib:.0f} MiB, {run.approved_share:.0%} approved",
@@ -88,14 +92,19 @@ def vars_of(run: Run) -> dict[str, Any]:
     return {name: getattr(run, name) for name in Run.__dataclass_fields__}
 
 
-async def _run(ground: Ground, service: str, *, records: int, hot: bool, turn: int, profile: str) -> Run:
-    series = f"{'hot' if hot else 'all'}{turn}"
-    load = Workload(series=series, start_ms=int(time.time() * 1_000) - EVENT_TIME_BACK_MS)
+def _source(service: str) -> AnyTopic:
+    return topics.ACCOUNT_COMMANDS if service == "authorization" else topics.CARD_REQUESTS
+
+
+def _sink(service: str) -> AnyTopic:
+    return topics.PAYMENT_EVENTS if service == "authorization" else topics.ACCOUNT_COMMANDS
+
+
+async def _run(ground: Ground, service: str, load: Workload, *, records: int, hot: bool, profile: str) -> Run:
+    source, sink = _source(service), _sink(service)
     if service == "authorization":
-        source, sink = topics.ACCOUNT_COMMANDS, topics.PAYMENT_EVENTS
         setup = [*load.open_accounts(), *(load.hot_history() if hot else ())]
     else:
-        source, sink = topics.CARD_REQUESTS, topics.ACCOUNT_COMMANDS
         setup = list(load.authorizations(ACCOUNTS_WARM, step_ms=STEP_MS[service], assessed=False))
     await _process(ground, service, source.name, sink.name, setup)
     entries = load.authorizations(
@@ -106,7 +115,7 @@ async def _run(ground: Ground, service: str, *, records: int, hot: bool, turn: i
     )
     before = await ends(ground.bootstrap, sink.name)
     await preload(ground.bootstrap, source.name, entries, partitions=ground.partitions)
-    with ground.worker(service, profile=profile) as worker:
+    with ground.worker(service, BENCH_PROFILE=profile) as worker:
         async with Progress(ground.bootstrap, sink.name) as progress:
             await progress.until(sum(before.values()) + records, timeout_s=RUN_TIMEOUT_S, check=worker.check)
         cpu_s = worker.cpu_s
@@ -136,9 +145,7 @@ class Tally:
     """Counts a service's outputs: one per record, with its outcome."""
 
     def __init__(self, service: str) -> None:
-        self._decode: Callable[[bytes | None], Any] = (
-            topics.PAYMENT_EVENTS.decode if service == "authorization" else topics.ACCOUNT_COMMANDS.decode
-        )
+        self._decode = _sink(service).decode
         self.kinds: Counter[str] = Counter()
         self.approved = 0
         self.request_ids: set[str] = set()

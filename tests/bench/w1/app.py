@@ -13,9 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 os.environ["MINI_VISA_BROKER"] = f"kafka://{os.environ['BROKER']}"
 os.environ["MINI_VISA_HOME"] = os.environ["STATE_DIR"]
 os.environ["MINI_VISA_ENVIRONMENT"] = os.environ["APP_ID"].lower()
+os.environ["MINI_VISA_LOG_LEVEL"] = "warning"
 
+from mini_visa.settings import settings
 from mini_visa.streams.app import create_app
-
+from mini_visa.streams.worker import run_apps
 from tests.bench.profiling import profiled
 from tests.bench.w1.service import CARDS, decisions_topic, make_handler, requests_topic
 
@@ -26,6 +28,5 @@ app.processor(source=requests_topic(os.environ["IN_TOPIC"]), tables=[CARDS], sin
 )
 
 if __name__ == "__main__":
-    sys.argv[1:] = ["worker", "-l", "warn"]
     with profiled():
-        app.main()
+        run_apps([app], settings())

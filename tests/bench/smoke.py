@@ -1,0 +1,121 @@
+"""The guard: this kernel against an idiomatic Faust agent, on W1, in one run, on one core.
+
+A machine's speed changes from hour to hour; the ratio of two programs on it within a minute changes
+little. Falls under the bound: something in the kernel became slow. Every decision is checked, too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiokafka.structs import ConsumerRecord
+
+from tests.bench.ground import Ground
+from tests.bench.processes import Watched, python
+from tests.bench.report import Figure, Result, console, number
+from tests.bench.topiclog import LOG_APPEND_TIME, Entry, Progress, create_topics, preload, read_all
+from tests.bench.w1.rule import Decision, oracle, requests
+
+HERE = Path(__file__).resolve().parent
+OURS, FAUST = "mini-visa", "faust"
+RECORDS = {OURS: 120_000, FAUST: 8_000}
+"""Faust takes some seconds for these few; this kernel needs more, to be measured over whole batches."""
+COMMANDS = {
+    OURS: python(str(HERE / "w1/app.py")),
+    FAUST: python(str(HERE / "faust_app.py"), "worker", "-l", "warn", "--without-web"),
+}
+RATIO_MIN = 8.0
+PARTITIONS = 4
+RUN_TIMEOUT_S = 60.0
+
+_decision: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
+
+
+def entries(count: int) -> list[Entry]:
+    return [
+        (request["card"].encode(), msgspec.json.encode(request), request["ts"]) for request in requests(count)
+    ]
+
+
+async def w1_once(ground: Ground, peer: str, command: list[str], count: int, *, name: str) -> dict[str, Any]:
+    """Run `command` over `count` requests of W1; what it measured. Raises when a decision is wrong."""
+    source, sink = f"{name}.in.{count}", f"{name}.out"
+    state = ground.home / name
+    await create_topics(
+        ground.bootstrap, {source: {"retention.ms": "-1"}, sink: LOG_APPEND_TIME}, partitions=PARTITIONS
+    )
+    await preload(ground.bootstrap, source, entries(count), partitions=PARTITIONS)
+    environment = {
+        "BROKER": ground.bootstrap,
+        "IN_TOPIC": source,
+        "OUT_TOPIC": sink,
+        "APP_ID": name,
+        "STATE_DIR": str(state),
+    }
+    load_before = time.monotonic()
+    with Watched(command, log=ground.home / f"{name}.log", env=environment) as worker:
+        async with Progress(ground.bootstrap, sink) as progress:
+            await progress.until(count, timeout_s=RUN_TIMEOUT_S, check=worker.check)
+        cpu_s = worker.cpu_s
+    expected: dict[str, Decision] = oracle(count)
+    found: dict[str, Decision] = {}
+
+    def note(record: ConsumerRecord) -> bool:
+        decision = _decision.decode(record.value)
+        found[decision["request_id"]] = (
+            decision["card"],
+            decision["approved"],
+            decision["reason"],
+            decision["balance"],
+        )
+        return True
+
+    appended = await read_all(ground.bootstrap, sink, note)
+    wrong = sum(found.get(request_id) != decision for request_id, decision in expected.items())
+    if wrong:
+        raise RuntimeError(f"{peer}: {wrong} of {count} decisions wrong or missing")
+    shutil.rmtree(state, ignore_errors=True)
+    return {
+        "peer": peer,
+        "records": count,
+        "seconds": appended.seconds,
+        "per_s": count / appended.seconds,
+        "cpu_s": cpu_s,
+        "rss_peak_mib": worker.rss_peak_mib,
+        "wall_s": time.monotonic() - load_before,
+    }
+
+
+async def smoke(*, reps: int = 1, ratio_min: float = RATIO_MIN) -> Result:
+    """Both peers in turns. A ratio under `ratio_min` is an error of the result."""
+    result = Result("smoke", "python -m tests.bench smoke")
+    rates: dict[str, list[float]] = {OURS: [], FAUST: []}
+    async with Ground() as ground:
+        for turn in range(reps):
+            for peer in (OURS, FAUST):
+                run = await w1_once(ground, peer, COMMANDS[peer], RECORDS[peer], name=f"smoke-{peer}-{turn}")
+                result.runs.append(run)
+                rates[peer].append(run["per_s"])
+                console.print(
+                    f"  {peer} {turn + 1}/{reps}: {number(run['per_s'])} records/s, {run['cpu_s']:.1f} CPU s",
+                    style="dim",
+                )
+    ratios = tuple(ours / theirs for ours, theirs in zip(rates[OURS], rates[FAUST], strict=True))
+    result.figures = [
+        Figure("smoke.mini-visa.per_s", "records/s", tuple(rates[OURS])),
+        Figure("smoke.faust.per_s", "records/s", tuple(rates[FAUST])),
+        Figure("smoke.ratio", "x", ratios),
+    ]
+    result.notes.append(
+        f"W1, one core each, {RECORDS[OURS]:,} and {RECORDS[FAUST]:,} records, all decisions right"
+    )
+    if result.figures[-1].median < ratio_min:
+        result.error = (
+            f"{number(result.figures[-1].median)} times the idiomatic Faust agent, at least {ratio_min:g} is "
+            "asked for: run `python -m tests.bench profile w1` to see what costs the time"
+        )
+    return result
