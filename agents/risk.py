@@ -25,14 +25,13 @@ from mini_visa.streams import Context, Impossible
 from mini_visa.streams.app import create_app
 from tables.rules import RULES, in_force, of_number, put_in_force
 from tables.velocity import (
+    FORGOTTEN,
     NEW_CARD,
-    REQUEST_ORDER,
     REQUESTS,
     VELOCITY,
     Assessed,
     forget,
-    remember,
-    request_key,
+    request_keys,
     verdict_of,
 )
 
@@ -44,7 +43,7 @@ app = create_app("risk")
 
 @app.processor(
     source=topics.CARD_REQUESTS,
-    tables=[VELOCITY, REQUESTS, REQUEST_ORDER, RULES],
+    tables=[VELOCITY, REQUESTS, FORGOTTEN, RULES],
     sinks=[topics.ACCOUNT_COMMANDS, topics.FRAUD_ALERTS],
     tick=Tick,
 )
@@ -56,10 +55,9 @@ def assess(request: CardRequest, context: Context) -> None:
     elif isinstance(request, PutRule):
         put_rule(request, context)
     else:
-        oldest = max(REQUEST_WINDOW_MS, in_force(context.table(RULES)).retention_ms + risk.LATENESS_MS)
         forget(
-            context.table(REQUESTS), context.table(REQUEST_ORDER), context.table(VELOCITY),
-            before=context.timestamp - oldest, now=context.timestamp,
+            context.table(REQUESTS), context.table(VELOCITY), context.table(FORGOTTEN),
+            now=context.timestamp, window_ms=REQUEST_WINDOW_MS,
         )  # fmt: skip
 
 
@@ -76,22 +74,24 @@ def judge(request: Authorize | Increment, context: Context) -> None:
     if exponent not in DECIMALS or not 0 <= request.amount <= AMOUNT_MAX:
         raise Impossible("its amount is out of range, or its currency is not one of ISO 4217")
 
-    now, cards, requests = context.timestamp, context.table(VELOCITY), context.table(REQUESTS)
-    key = request_key(request.account, request.client, request.request_id)
-    seen: Assessed | None = requests.get(key)
+    now, tables = context.timestamp, context.tables
+    requests, cards = tables[REQUESTS], tables[VELOCITY]
+    key, former_key = request_keys(
+        request.account, request.client, request.request_id, now // REQUEST_WINDOW_MS
+    )
+    seen: Assessed | None = requests.get(key) or requests.get(former_key)
     if seen is not None and seen.at > now - REQUEST_WINDOW_MS:
         verdict = verdict_of(seen, of_number(context.table(RULES), seen.rules))
         context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
         return
 
-    rules = in_force(context.table(RULES))
+    rules = in_force(tables[RULES])
     velocity, verdict = risk.assess(
         cards.get(account, NEW_CARD), rules, at=context.record_timestamp, now=now,
         amount=request.amount, exponent=exponent, currency=currency, merchant_id=merchant_id,
     )  # fmt: skip
     cards[account] = velocity
-    assessed = Assessed(context.offset, now, rules.number, verdict.score, verdict.response_code, verdict.hits)
-    remember(requests, context.table(REQUEST_ORDER), key, assessed, seen)
+    requests[key] = Assessed(now, rules.number, verdict.score, verdict.response_code, verdict.hits)
     context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
     if verdict.hits:
         shown = request.currency if isinstance(request, Authorize) else velocity.currency

@@ -1,13 +1,16 @@
 """What risk remembers of cards and of recent requests.
 
 velocity: account -> its rings of buckets.
-risk-requests: "account/client/request_id" -> the verdict given, so that a retry gets the same one and
-is not counted again. Remembered for the setting `request_window_h` of event time.
-risk-request-order: position in the log -> which request that was: the index by age, oldest first.
+risk-requests: "window/account/client/request_id" -> the verdict given, so that a retry gets the same one
+and is not counted again. `window` numbers the stretches of event time of the length that a request is
+remembered for, so a request is looked for in this one and the one before, and what is older can be
+forgotten in key order without an index.
+risk-forgotten: one row, `BOOKMARK` -> where forgetting goes on.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -24,8 +27,6 @@ FORGOTTEN_PER_TICK_MAX: Final = 5_000
 class Assessed(msgspec.Struct, frozen=True, array_like=True):
     """A request that was decided."""
 
-    position: int
-    """Its offset in card.requests, and the key of its row in risk-request-order."""
     at: int
     rules: int
     """Number of the rule set it was decided by."""
@@ -34,41 +35,31 @@ class Assessed(msgspec.Struct, frozen=True, array_like=True):
     hits: tuple[RuleHit, ...] = ()
 
 
-class RequestAge(msgspec.Struct, frozen=True, array_like=True):
-    at: int
-    request: bytes
-    """Key of the row in risk-requests."""
+class Bookmark(msgspec.Struct, frozen=True, array_like=True):
+    """Rows of risk-requests up to this key are gone: no need to wade through their tombstones."""
+
+    key: str
 
 
 VELOCITY: Table[Velocity] = versioned("velocity", Velocity)
 REQUESTS: Table[Assessed] = versioned("risk-requests", Assessed)
-REQUEST_ORDER: Table[RequestAge] = versioned("risk-request-order", RequestAge)
+FORGOTTEN: Table[Bookmark] = versioned("risk-forgotten", Bookmark)
 
 NEW_CARD: Final = Velocity()
-_BOOKMARK: Final = b"~"
-"""Key of the row that says how far forgetting has come, so that it need not wade through deleted rows."""
+BOOKMARK: Final = b"bookmark"
 
 
-def request_key(account: str, client: str, request_id: str) -> bytes:
-    return f"{account}/{client}/{request_id}".encode()
+@lru_cache(maxsize=8)
+def _stretches(window: int) -> tuple[str, str]:
+    """What the keys of this stretch of time begin with, and those of the one before it."""
+    return f"{window:08d}/", f"{window - 1:08d}/"
 
 
-def _order_key(position: int) -> bytes:
-    return b"%016d" % position
-
-
-def remember(
-    requests: TableView[Assessed],
-    order: TableView[RequestAge],
-    key: bytes,
-    assessed: Assessed,
-    former: Assessed | None,
-) -> None:
-    """`former` is the row that this one replaces: one that was due to be forgotten."""
-    requests[key] = assessed
-    order[_order_key(assessed.position)] = RequestAge(assessed.at, key)
-    if former is not None:
-        del order[_order_key(former.position)]
+def request_keys(account: str, client: str, request_id: str, window: int) -> tuple[bytes, bytes]:
+    """Where a request decided now is remembered, and where one would be from the window before."""
+    this, former = _stretches(window)
+    request = f"{account}/{client}/{request_id}"
+    return (this + request).encode(), (former + request).encode()
 
 
 def verdict_of(assessed: Assessed, rules: RuleSet) -> Verdict:
@@ -85,26 +76,25 @@ def verdict_of(assessed: Assessed, rules: RuleSet) -> Verdict:
 
 def forget(
     requests: TableView[Assessed],
-    order: TableView[RequestAge],
     velocity: TableView[Velocity],
+    forgotten: TableView[Bookmark],
     *,
-    before: int,
     now: int,
-) -> int:
-    """Forget requests decided up to `before` (ms), at most `FORGOTTEN_PER_TICK_MAX`, and what their
-    cards' windows no longer hold at `now`. Returns how many."""
-    bookmark: RequestAge | None = order.get(_BOOKMARK)
-    position, forgotten = bookmark.request.decode() if bookmark else "", 0
-    for position_found, age in order.range(position, _BOOKMARK):
-        if age.at > before or forgotten == FORGOTTEN_PER_TICK_MAX:
-            break
-        position, forgotten = position_found, forgotten + 1
-        del requests[age.request]
-        del order[position]
-        account = age.request.split(b"/", 1)[0]
+    window_ms: int,
+) -> None:
+    """Forget the requests of the windows before the last two, at most `FORGOTTEN_PER_TICK_MAX` of them,
+    and the cards among them whose windows are empty by now."""
+    bookmark: Bookmark | None = forgotten.get(BOOKMARK)
+    start, end = bookmark.key if bookmark else "", _stretches(now // window_ms)[1]
+    last = ""
+    for count, (key, _) in enumerate(requests.range(start, end), start=1):
+        del requests[key]
+        account = key.split("/", 2)[1]
         card: Velocity | None = velocity.get(account)
         if card is not None and card.until <= now:
             del velocity[account]
-    if forgotten:
-        order[_BOOKMARK] = RequestAge(0, position.encode())
-    return forgotten
+        last = key
+        if count == FORGOTTEN_PER_TICK_MAX:
+            break
+    if last:
+        forgotten[BOOKMARK] = Bookmark(last)

@@ -316,23 +316,30 @@ def assess(
         at = now - LATENESS_MS
     former = velocity.series
     series: dict[str, tuple[int, ...]] = {}
-    hits: list[tuple[RuleHit, int]] = []
+    hits: list[tuple[RuleHit, int]] | None = None
     for name, metric, width_ms, buckets, lowest, checks in rings:
-        ring = former.get(name, ())
-        if ring and ring[0] <= now // width_ms - buckets:
-            ring = _recent(ring, now // width_ms - buckets)
+        ring = former.get(name)
+        if ring:
+            oldest = now // width_ms - buckets
+            if ring[0] <= oldest:
+                ring = _recent(ring, oldest)
         if metric == "distinct_merchants":
             if merchant_id:
-                ring = _met(ring, at // width_ms, _digest(merchant_id))
+                ring = _met(ring or (), at // width_ms, _digest(merchant_id))
+            value = len(ring) // 2 if ring else 0
         else:
-            added = 1 if metric == "count" else amount if metric == "amount" else 0
-            if added:
-                ring = _added(ring, at // width_ms, added)
+            value = 1 if metric == "count" else amount if metric == "amount" else 0
+            if ring:
+                if value:
+                    ring = _added(ring, at // width_ms, value)
+                value = sum(ring[1::2])
+            elif value:
+                ring = (at // width_ms, value)
         if ring:
             series[name] = ring
-            value = len(ring) // 2 if metric == "distinct_merchants" else sum(ring[1::2])
-            if value > lowest:
-                hits += [(_hit(rule, value, limit), rule.score) for limit, rule in checks if value > limit]
+        if value > lowest:
+            fired = [(_hit(rule, value, limit), rule.score) for limit, rule in checks if value > limit]
+            hits = fired if hits is None else hits + fired
     if not names.issuperset(former):
         _keep_others(former, series, names, rules)
     until = at + retention_ms
@@ -350,7 +357,9 @@ def count_decline(
     hits: list[tuple[RuleHit, int]] = []
     for name, metric, width_ms, buckets, _, checks in rules.plan("", DEFAULT_EXPONENT).rings:
         if metric == "declines":
-            ring = _recent(velocity.series.get(name, ()), now // width_ms - buckets)
+            ring = velocity.series.get(name, ())
+            if ring and ring[0] <= now // width_ms - buckets:
+                ring = _recent(ring, now // width_ms - buckets)
             series[name] = ring = _added(ring, at // width_ms, 1)
             value = sum(ring[1::2])
             hits += [(_hit(rule, value, limit), rule.score) for limit, rule in checks if value > limit]
@@ -375,9 +384,11 @@ def _keep_others(
 
 
 def _recent(ring: tuple[int, ...], oldest: int) -> tuple[int, ...]:
-    """Without the buckets up to `oldest`, which have left the window."""
-    cut = 0
-    while cut < len(ring) and ring[cut] <= oldest:
+    """Without the buckets up to `oldest`, which have left the window; the first one has."""
+    if ring[-2] <= oldest:
+        return ()
+    cut = 2
+    while ring[cut] <= oldest:
         cut += 2
     return ring[cut:]
 

@@ -19,7 +19,7 @@ from mini_visa import topics
 from mini_visa.domain.commands import PutRule, Tick
 from mini_visa.domain.payment import Merchant, RuleHit, Verdict
 from tables.rules import RULES
-from tables.velocity import REQUEST_ORDER, REQUESTS, VELOCITY
+from tables.velocity import FORGOTTEN, REQUESTS, VELOCITY
 
 DEFAULTS = ("velocity-count-60s/1", "velocity-amount-60s/1", "declines-10m/1")
 
@@ -217,39 +217,43 @@ def test_request_ids_of_different_clients_and_cards_are_different_requests():
     assert service.row(VELOCITY, "acc-1").series["count/60"][1] == 2
 
 
-def test_a_request_id_is_new_again_after_its_window_whether_the_tick_came_or_not():
+@pytest.mark.parametrize("start", [NOON, NOON + 12 * HOUR - 1, NOON + 12 * HOUR])
+def test_a_request_id_is_new_again_after_its_window_whether_the_tick_came_or_not(start):
     service = RiskService()
-    service.ask(an_authorize("r1"))
-    service.ask(an_authorize("r1"), at=NOON + DAY - 1)
-    assert service.row(REQUESTS, "acc-1/local/r1").at == NOON
-    service.ask(an_authorize("r1"), at=NOON + DAY)
-    assert service.row(REQUESTS, "acc-1/local/r1").at == NOON + DAY
-    assert len(service.rows(REQUEST_ORDER)) == 1
+    service.ask(put("count", 0, outcome="review", window_s=60))
+    times_counted = [
+        hits_of(service.ask(an_authorize("r1"), at=start + later))[0].value
+        for later in (0, DAY - 1, DAY, 2 * DAY - 1)
+    ]
+    assert times_counted == [1, 1, 1, 1]
+    assert [assessed.at for assessed in service.rows(REQUESTS).values()] == [start, start + DAY]
 
 
 def test_ticks_forget_old_requests_and_idle_cards_and_nothing_else():
     service = RiskService()
-    service.ask(an_authorize("r1"))
-    service.ask(an_authorize("r2", account="acc-2"), at=NOON + SECOND)
-    service.ask(Tick(), at=NOON + DAY - 1)
+    midnight = NOON + 12 * HOUR
+    service.ask(an_authorize("r1"), at=midnight - SECOND)
+    service.ask(an_authorize("r2", account="acc-2"), at=midnight)
+    service.ask(Tick(), at=midnight + DAY - 1)
     assert len(service.rows(REQUESTS)) == 2
-    service.ask(Tick(), at=NOON + DAY)
-    assert list(service.rows(REQUESTS)) == ["acc-2/local/r2"]
+    service.ask(Tick(), at=midnight + DAY)
+    assert [key.partition("/")[2] for key in service.rows(REQUESTS)] == ["acc-2/local/r2"]
     assert list(service.rows(VELOCITY)) == ["acc-2"]
-    service.ask(Tick(), at=NOON + DAY + SECOND)
+    service.ask(Tick(), at=midnight + 2 * DAY)
     assert service.rows(REQUESTS) == service.rows(VELOCITY) == {}
-    service.ask(an_authorize("r3"), at=NOON + DAY + HOUR)
-    service.ask(Tick(), at=NOON + 3 * DAY)
+    service.ask(an_authorize("r3"), at=midnight + 2 * DAY)
+    service.ask(Tick(), at=midnight + 5 * DAY)
     assert service.rows(REQUESTS) == service.rows(VELOCITY) == {}
-    assert len(service.rows(REQUEST_ORDER)) == 1, "the bookmark alone"
+    assert len(service.rows(FORGOTTEN)) == 1
 
 
 def test_a_card_that_is_still_in_use_keeps_its_counts_when_an_old_request_is_forgotten():
     service = a_busy_card(1)
     for n in range(10):
-        service.ask(an_authorize(f"new{n}"), at=NOON + DAY)
-    service.ask(Tick(), at=NOON + DAY + SECOND)
-    assert hits_of(service.ask(an_authorize("eleventh"), at=NOON + DAY + 2 * SECOND))
+        service.ask(an_authorize(f"new{n}"), at=NOON + 2 * DAY)
+    service.ask(Tick(), at=NOON + 2 * DAY + SECOND)
+    assert len(service.rows(REQUESTS)) == 10
+    assert hits_of(service.ask(an_authorize("eleventh"), at=NOON + 2 * DAY + 2 * SECOND))
 
 
 def test_forgetting_is_bounded_per_tick_and_goes_on_with_the_next(monkeypatch):
