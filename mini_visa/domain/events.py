@@ -111,6 +111,8 @@ class CaptureCleared(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True
 class CaptureRejected(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="capture_rejected/1"):
     n: int
     refund_cancelled: int = 0
+    refund_posted: int = 0
+    """Reserved refunds that need not wait for this capture any more."""
     reason: str = ""
 
 
@@ -132,6 +134,8 @@ class ChargebackRepresented(
     PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="chargeback_represented/1"
 ):
     n: int
+    refund_posted: int = 0
+    """Reserved refunds that post now, against what was given back."""
 
 
 class ChargebackAccepted(

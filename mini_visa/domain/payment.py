@@ -118,6 +118,8 @@ class Refund(Data, frozen=True, kw_only=True):
     state: RefundState = RefundState.RESERVED
     posted: int = 0
     """Minor units of it that have been posted so far (a refund may wait for several captures)."""
+    cancelled: int = 0
+    """Minor units of it that never will be: the clearing they waited for was rejected."""
 
 
 class Chargeback(Data, frozen=True, kw_only=True):
@@ -192,7 +194,8 @@ class Account(Data, frozen=True, kw_only=True):
     version: int = 0
     """Number of events so far: the next event of this account has `seq = version + 1`."""
     next_expiry: int = NO_TIME
-    """Earliest `expires_at` of an open hold; NO_TIME when none."""
+    """No open hold expires before this; NO_TIME when none is open. It may be early (that hold was
+    captured meanwhile) and is set right when it passes: so closing a hold needs no search."""
 
     @property
     def available(self) -> int:

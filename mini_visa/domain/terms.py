@@ -1,0 +1,98 @@
+"""Terms: the numbers that decisions depend on, as data. The defaults are those of the design; a
+deployment sets its own by settings.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mini_visa.domain.money import share
+from mini_visa.domain.payment import Data, Merchant
+
+DAY_MS: Final = 86_400_000
+HOUR_MS: Final = 3_600_000
+
+MccRange = tuple[str, str]
+"""First and last merchant category code (ISO 18245), both included."""
+
+TRAVEL: Final[tuple[MccRange, ...]] = (
+    ("3351", "3500"),  # vehicle rental agencies by name
+    ("3501", "3999"),  # lodging by name
+    ("4411", "4411"),  # cruise lines
+    ("7011", "7011"),  # other lodging
+    ("7512", "7513"),  # vehicle and truck rental
+    ("7519", "7519"),  # motor homes
+)
+
+
+class Tolerance(Data, frozen=True, kw_only=True):
+    """A capture may exceed what was authorized by this share, because the final amount is not known
+    when the card is read."""
+
+    first_mcc: str
+    last_mcc: str
+    basis_points: int
+
+
+class FeeRate(Data, frozen=True, kw_only=True):
+    """What a cleared capture costs its merchant: a share and a fixed part, for a range of MCCs in a
+    country ("" for all). The first that fits applies."""
+
+    interchange_basis_points: int
+    interchange_fixed: int
+    """Minor units of the payment's currency."""
+    scheme_basis_points: int
+    scheme_fixed: int = 0
+    first_mcc: str = ""
+    last_mcc: str = "9999"
+    country: str = ""
+
+    def applies_to(self, merchant: Merchant) -> bool:
+        return self.first_mcc <= merchant.mcc <= self.last_mcc and self.country in ("", merchant.country)
+
+
+class Terms(Data, frozen=True, kw_only=True):
+    hold_ms: int = 7 * DAY_MS
+    hold_travel_ms: int = 31 * DAY_MS
+    travel: tuple[MccRange, ...] = TRAVEL
+    request_window_ms: int = 24 * HOUR_MS
+    """A request id is remembered this long in event time."""
+    tolerances: tuple[Tolerance, ...] = (
+        *(Tolerance(first_mcc=first, last_mcc=last, basis_points=1_500) for first, last in TRAVEL),
+        Tolerance(first_mcc="4121", last_mcc="4121", basis_points=2_000),  # taxis: tips
+        Tolerance(first_mcc="5812", last_mcc="5814", basis_points=2_000),  # restaurants, bars: tips
+        Tolerance(first_mcc="7230", last_mcc="7230", basis_points=2_000),  # barbers, beauty shops: tips
+    )
+    fees: tuple[FeeRate, ...] = (
+        FeeRate(interchange_basis_points=150, interchange_fixed=10, scheme_basis_points=13),
+    )
+
+    def hold_ms_of(self, merchant: Merchant) -> int:
+        """How long a hold of this merchant is valid."""
+        mcc = merchant.mcc
+        if mcc and any(first <= mcc <= last for first, last in self.travel):
+            return self.hold_travel_ms
+        return self.hold_ms
+
+    def tolerance_of(self, merchant: Merchant, authorized: int) -> int:
+        """Minor units that captures may exceed `authorized` by."""
+        mcc = merchant.mcc
+        if mcc:
+            for tolerance in self.tolerances:
+                if tolerance.first_mcc <= mcc <= tolerance.last_mcc:
+                    return share(authorized, tolerance.basis_points)
+        return 0
+
+    def fees_of(self, merchant: Merchant, amount: int) -> tuple[int, int]:
+        """(interchange, scheme fee) of a cleared capture of `amount`, each rounded half up. They may
+        exceed a small amount: the merchant then owes."""
+        for rate in self.fees:
+            if rate.applies_to(merchant):
+                return (
+                    share(amount, rate.interchange_basis_points) + rate.interchange_fixed,
+                    share(amount, rate.scheme_basis_points) + rate.scheme_fixed,
+                )
+        return 0, 0
+
+
+DEFAULT_TERMS: Final = Terms()

@@ -1,0 +1,123 @@
+"""What authorization remembers: accounts, payments, open holds, recent requests.
+
+accounts: account -> the account's core. Small: it is rewritten by every command.
+payments: payment id (it begins with the account) -> the payment.
+holds: "account/expires_at/payment id" -> an open hold, found by its account in the order of expiry.
+wakes: "next_expiry/account" -> an account with open holds, found by ticks in the order of expiry. One row
+an account, not one a hold: it changes when the account's earliest hold does.
+requests: "day/account/client/request id" -> a request and its stored answer. `day` is that of the first
+answer in event time, so old requests are forgotten in key order, without an index.
+requests-forgotten: one row, `BOOKMARK` -> where forgetting goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from mini_visa.domain.payment import Account, Payment
+from mini_visa.domain.records import StoredRequest
+from mini_visa.domain.terms import DAY_MS
+from mini_visa.streams import Table, versioned
+from mini_visa.streams.table import AnyTable, TableView, after
+
+FORGOTTEN_PER_TICK_MAX: Final = 5_000
+"""More than arrive in a partition between two ticks, so that forgetting keeps up."""
+
+
+class Bookmark(msgspec.Struct, frozen=True, array_like=True):
+    """Requests up to this key are gone: no need to wade through their tombstones."""
+
+    key: str
+
+
+ACCOUNTS: Table[Account] = versioned("accounts", Account)
+PAYMENTS: Table[Payment] = versioned("payments", Payment)
+HOLDS: Table[bool] = versioned("holds", bool)
+WAKES: Table[bool] = versioned("wakes", bool)
+REQUESTS: Table[StoredRequest] = versioned("requests", StoredRequest)
+FORGOTTEN: Table[Bookmark] = versioned("requests-forgotten", Bookmark)
+
+TABLES: Final[tuple[AnyTable, ...]] = (ACCOUNTS, PAYMENTS, HOLDS, WAKES, REQUESTS, FORGOTTEN)
+
+BOOKMARK: Final = b"bookmark"
+
+
+class AccountRecords:
+    """`Records` on a partition's tables."""
+
+    __slots__ = ("_tables",)
+
+    def __init__(self, tables: Mapping[AnyTable, TableView[Any]]) -> None:
+        self._tables = tables
+
+    def account(self, account: str) -> Account | None:
+        return self._tables[ACCOUNTS].get(account)  # type: ignore[no-any-return]
+
+    def put_account(self, account: Account) -> None:
+        self._tables[ACCOUNTS][account.account_id] = account
+
+    def payment(self, payment_id: str) -> Payment | None:
+        return self._tables[PAYMENTS].get(payment_id)  # type: ignore[no-any-return]
+
+    def put_payment(self, payment: Payment) -> None:
+        self._tables[PAYMENTS][payment.payment_id] = payment
+
+    def request(
+        self, account: str, client: str, request_id: str, at: int, window_ms: int
+    ) -> StoredRequest | None:
+        requests = self._tables[REQUESTS]
+        name = f"/{account}/{client}/{request_id}"
+        for day in range(at // DAY_MS, (at - window_ms) // DAY_MS - 1, -1):
+            row: StoredRequest | None = requests.get(f"{day:06d}{name}")
+            if row is not None:
+                return row if at < row.at + window_ms else None
+        return None
+
+    def put_request(self, account: str, client: str, request_id: str, row: StoredRequest) -> None:
+        self._tables[REQUESTS][f"{row.at // DAY_MS:06d}/{account}/{client}/{request_id}"] = row
+
+    def open_hold(self, account: str, expires_at: int, payment_id: str) -> None:
+        self._tables[HOLDS][f"{account}/{expires_at:015d}/{payment_id}"] = True
+
+    def close_hold(self, account: str, expires_at: int, payment_id: str) -> None:
+        del self._tables[HOLDS][f"{account}/{expires_at:015d}/{payment_id}"]
+
+    def due_holds(self, account: str, at: int, limit: int | None) -> tuple[list[str], int]:
+        due: list[str] = []
+        start = f"{account}/"
+        for key, _ in self._tables[HOLDS].range(start, after(start)):
+            _, expires_at, payment_id = key.split("/")
+            if int(expires_at) > at or len(due) == limit:
+                return due, int(expires_at)
+            due.append(payment_id)
+        return due, 0
+
+    def wake(self, account: str, former: int, next_expiry: int) -> None:
+        wakes = self._tables[WAKES]
+        if former:
+            del wakes[f"{former:015d}/{account}"]
+        if next_expiry:
+            wakes[f"{next_expiry:015d}/{account}"] = True
+
+    # -- for ticks -------------------------------------------------------------------------------
+
+    def due_accounts(self, at: int, limit: int) -> Iterator[str]:
+        """Accounts that may have holds to expire at `at` (ms), the longest due first."""
+        for key, _ in islice(self._tables[WAKES].range("", f"{at + 1:015d}"), limit):
+            yield key.partition("/")[2]
+
+    def forget_requests(self, at: int, window_ms: int) -> None:
+        """Forget requests of days that are wholly out of the window, `FORGOTTEN_PER_TICK_MAX` at most."""
+        requests, forgotten = self._tables[REQUESTS], self._tables[FORGOTTEN]
+        bookmark: Bookmark | None = forgotten.get(BOOKMARK)
+        start, end = bookmark.key if bookmark else "", f"{(at - window_ms) // DAY_MS:06d}/"
+        last = ""
+        for key, _ in islice(requests.range(start, end), FORGOTTEN_PER_TICK_MAX):
+            del requests[key]
+            last = key
+        if last:
+            forgotten[BOOKMARK] = Bookmark(last)
