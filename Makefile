@@ -14,10 +14,10 @@ help: ## Show this help
 
 setup: $(READY) ## Install what is needed into .venv (a second time: nothing to do)
 
-# Exactly the locked packages, checked by hash; then this project itself, without looking for anything.
+# Exactly the locked packages, checked by hash: the lock is complete, so nothing is resolved; then this project itself, without looking for anything.
 $(READY): requirements.lock pyproject.toml
 	@python=$$(scripts/prerequisites) && { [ -x $(BIN)/python ] || "$$python" -m venv $(VENV); }
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
