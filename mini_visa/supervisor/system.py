@@ -116,12 +116,14 @@ class System:
             Part(
                 service,
                 logs.path_of(settings.logs, service.name),
-                port if service is GATEWAY else free_port(),
+                port if service.name == GATEWAY.name else free_port(),
             )
             for service in services
         ]
         self.backbone = Backbone(settings, jars=jars)
         self.broker_state = State.WAITING
+        self.broker_pids: list[int] = []
+        """Of the broker, when it runs on this machine and was started here."""
         self.killed: list[str] = []
         """Services that did not stop in time and were killed."""
         self.nursery = WarmNursery(logs.path_of(settings.logs, "nursery"))
@@ -152,7 +154,7 @@ class System:
         the broker cannot do without."""
         self._lock.acquire()
         for part in self.parts:
-            if part.service is GATEWAY:
+            if part.service.name == GATEWAY.name:
                 require_free(self.settings.gateway_host, part.web_port, setting="MINI_VISA_GATEWAY_PORT")
         for part in self.parts:
             logs.begin(part.log)
@@ -160,6 +162,8 @@ class System:
         await self.nursery.open()  # imports while the broker starts
         self._set_broker(State.STARTING)
         await self.backbone.start()
+        if self.backbone.pid is not None:
+            self.broker_pids.append(self.backbone.pid)
         self._set_broker(State.READY)
         self._tasks = [asyncio.create_task(self._keep(part)) for part in self.parts]
         self._tasks.append(asyncio.create_task(self._bound_logs()))
@@ -179,8 +183,8 @@ class System:
         what they have begun; the broker last."""
         self._stopping.set()
         settings = self.settings
-        gateways = [part for part in self.parts if part.service is GATEWAY]
-        workers = [part for part in self.parts if part.service is not GATEWAY]
+        gateways = [part for part in self.parts if part.service.name == GATEWAY.name]
+        workers = [part for part in self.parts if part.service.name != GATEWAY.name]
         for parts, drain_s in ((gateways, settings.gateway_drain_s), (workers, settings.drain_timeout_s)):
             await asyncio.gather(*(self._stop_part(part, drain_s + STOP_MARGIN_S) for part in parts))
         for task in self._tasks:
@@ -280,7 +284,7 @@ class System:
         self._changed()
 
     def _probe_host(self, part: Part) -> str:
-        host = self.settings.gateway_host if part.service is GATEWAY else "127.0.0.1"
+        host = self.settings.gateway_host if part.service.name == GATEWAY.name else "127.0.0.1"
         return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
 
     def _fail(self, part: Part, what: str) -> None:
@@ -297,7 +301,7 @@ class System:
         settings = self.settings.model_copy(
             update={
                 "broker": self.backbone.address,
-                "web_port": 0 if part.service is GATEWAY else part.web_port,
+                "web_port": 0 if part.service.name == GATEWAY.name else part.web_port,
             }
         )
         return {
