@@ -25,6 +25,10 @@ VISIBLE_TIMEOUT_S = 20.0
 TIMESTAMP_AHEAD_MS_MAX = 60_000
 """The broker refuses a record further in the future: no one record may move a partition's time."""
 DEAD_LETTERS_RETENTION_MS = 30 * 24 * HOUR_MS
+DEAD_LETTER_BYTES_MAX = 2 << 20
+"""The largest record that any topic takes (1 MiB by default) must fit with its headers."""
+TOMBSTONE_RETENTION_MS = 7 * 24 * HOUR_MS
+"""Changelogs keep deletions this long: a store on disk that is older may hold deleted rows."""
 _DYNAMIC_TOPIC_CONFIG = 1  # config_source of a value that was set on the topic itself (KIP-226)
 
 
@@ -173,11 +177,27 @@ def plan(settings: Settings, topic: AnyTopic) -> TopicPlan:
     )
 
 
-def dead_letters_plan(settings: Settings, service: str) -> TopicPlan:
+def dead_letters_plan(settings: Settings, service: str, partitions: int | None = None) -> TopicPlan:
     """A service's dead letters: as many partitions as its source, so a letter keeps its partition."""
-    config = {"cleanup.policy": "delete", "retention.ms": str(DEAD_LETTERS_RETENTION_MS)}
+    config = {
+        "cleanup.policy": "delete",
+        "retention.ms": str(DEAD_LETTERS_RETENTION_MS),
+        "max.message.bytes": str(DEAD_LETTER_BYTES_MAX),
+    }
     name = declared.dead_letters(service)
-    return TopicPlan(name, settings.partitions, settings.replication, _with_common(settings, config))
+    return TopicPlan(
+        name, partitions or settings.partitions, settings.replication, _with_common(settings, config)
+    )
+
+
+def changelog_plan(settings: Settings, name: str, partitions: int) -> TopicPlan:
+    """A processor's changelog: the latest row of every key, for ever; as many partitions as its source."""
+    config = {
+        "cleanup.policy": "compact",
+        "delete.retention.ms": str(TOMBSTONE_RETENTION_MS),
+        "unclean.leader.election.enable": "false",
+    }
+    return TopicPlan(name, partitions, settings.replication, _with_common(settings, config))
 
 
 def _with_common(settings: Settings, config: dict[str, str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any, Final
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 
+from mini_visa.kafka import TOMBSTONE_RETENTION_MS
 from mini_visa.settings import Settings
 from mini_visa.streams import faults, metrics
 from mini_visa.streams.commit import Transactions
@@ -51,8 +52,6 @@ FUTURE_MS_MAX: Final = 60_000
 RESTORE_BYTES_MAX: Final = 4 << 20
 RESTORE_STALL_S: Final = 60.0
 """A restore that does not advance for so long never will."""
-TOMBSTONES_MS: Final = 7 * 24 * 3_600_000
-"""The changelog keeps deletions this long (`delete.retention.ms`). An older store may hold deleted rows."""
 
 
 class State(StrEnum):
@@ -297,7 +296,7 @@ class Ownership:
             return f"the store is ahead of the changelog ({applied.offset + 1} > {end}): the broker lost data"
         if applied.offset + 1 < first:
             return f"the changelog begins after the store's position ({first} > {applied.offset + 1})"
-        if time.time() * 1000 - applied.written_ms > TOMBSTONES_MS // 2:
+        if time.time() * 1000 - applied.written_ms > TOMBSTONE_RETENTION_MS // 2:
             return "the store is so old that it may have missed deletions"
         return None
 

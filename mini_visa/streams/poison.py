@@ -12,6 +12,8 @@ import sys
 import threading
 from typing import Final, NoReturn
 
+from mini_visa.errors import UserError
+
 log = logging.getLogger(__name__)
 
 EXIT_POISONED: Final = 70
@@ -20,8 +22,10 @@ FLUSH_S: Final = 3.0
 """Logs get this long to be written: a full pipe must not keep a poisoned process alive."""
 
 
-class Fatal(RuntimeError):
+class Fatal(UserError):
     """The process must end. The text says what happened and what to do about it."""
+
+    exit_code = EXIT_POISONED
 
 
 def poison(where: str, error: BaseException) -> NoReturn:
@@ -29,7 +33,7 @@ def poison(where: str, error: BaseException) -> NoReturn:
     deadline = threading.Timer(FLUSH_S, os._exit, (EXIT_POISONED,))
     deadline.daemon = True
     deadline.start()
-    known = isinstance(error, Fatal)
+    known = isinstance(error, UserError)
     log.critical(
         "%s: %s. This process ends now; a restart goes on after the last committed batch.",
         where,

@@ -6,26 +6,22 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import NoError, TopicAlreadyExistsError, for_code
 
+from mini_visa import topics
+from mini_visa.kafka import apply_topics, changelog_plan, dead_letters_plan
 from mini_visa.settings import Settings
 from mini_visa.streams import metrics
 from mini_visa.streams.membership import Membership
-from mini_visa.streams.ownership import TOMBSTONES_MS, Ownership, Plan, State
+from mini_visa.streams.ownership import Ownership, Plan, State
 from mini_visa.streams.poison import Fatal, poison
 from mini_visa.streams.processor import Processor
 from mini_visa.streams.store import Identity
 from mini_visa.streams.wire import TopicIdentity, Wire
 
 log = logging.getLogger(__name__)
-
-DEAD_LETTERS_MS: Final = 90 * 24 * 3_600_000
-TOPICS_APPEAR_S: Final = 30.0
 
 
 class Runtime:
@@ -185,7 +181,6 @@ async def make_plans(
     processors: Iterable[Processor],
     *,
     service: str,
-    dead_letters: str,
     settings: Settings,
     client_options: dict[str, Any],
 ) -> list[Plan]:
@@ -209,19 +204,20 @@ async def make_plans(
             for processor in processors
         }
         dead_partitions = max(found[processor.source.name].partitions for processor in processors)
-        await _create(own, dead_letters, dead_partitions, settings, client_options)
-        cluster, found = await _appear(wire, sorted(names | set(own) | {dead_letters}))
+        await apply_topics(
+            settings,
+            [
+                *(changelog_plan(settings, name, partitions) for name, partitions in own.items()),
+                dead_letters_plan(settings, service, dead_partitions),
+            ],
+        )
+        dead_letters = topics.dead_letters(service)
+        cluster, found = await wire.topics(sorted(names | set(own) | {dead_letters}))
         plans = []
         for processor in processors:
             group = f"{settings.environment}.{service}.{processor.name}"
             changelog = _changelog(settings, service, processor)
             source = found[processor.source.name]
-            for name, wanted in ((changelog, source.partitions), (dead_letters, dead_partitions)):
-                if found[name].partitions < wanted:
-                    raise Fatal(
-                        f"{name} has {found[name].partitions} partitions, {processor.source.name} has "
-                        f"{source.partitions}: partition counts are fixed at creation"
-                    )
             plans.append(
                 Plan(
                     processor=processor,
@@ -254,62 +250,3 @@ def _check_partitions(processor: Processor, found: dict[str, TopicIdentity]) -> 
                 f"{sink.name} {found[sink.name].partitions}; both are keyed by {source.key}, so a record "
                 "about one must be on the same partition number of both. Create them anew with equal numbers"
             )
-
-
-async def _create(
-    changelogs: dict[str, int],
-    dead_letters: str,
-    dead_partitions: int,
-    settings: Settings,
-    client_options: dict[str, Any],
-) -> None:
-    """Create the changelogs and the dead letter topic if absent; check the changelogs' policy."""
-    replication = settings.replication
-    common = {
-        "min.insync.replicas": str(max(1, replication - 1)),
-        "unclean.leader.election.enable": "false",
-    }
-    compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(TOMBSTONES_MS)}
-    kept = {"retention.ms": str(DEAD_LETTERS_MS), "max.message.bytes": str(2 << 20)}
-    topics = [
-        NewTopic(name, count, replication, topic_configs={**common, **compacted})
-        for name, count in changelogs.items()
-    ]
-    topics.append(NewTopic(dead_letters, dead_partitions, replication, topic_configs={**common, **kept}))
-    admin = AIOKafkaAdminClient(**client_options)
-    await admin.start()
-    try:
-        response = await admin.create_topics(topics)
-        existed = []
-        for name, code, *rest in response.topic_errors:
-            if code == TopicAlreadyExistsError.errno:
-                existed.append(name)
-            elif code != NoError.errno:
-                detail = rest[0] if rest and rest[0] else for_code(code).__name__
-                raise Fatal(f"cannot create topic {name}: {detail}")
-        resources = [
-            ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": None})
-            for name in existed
-            if name in changelogs
-        ]
-        for described in await admin.describe_configs(resources) if resources else ():
-            for _, _, _, name, entries in described.resources:
-                policy = {entry[0]: entry[1] for entry in entries}.get("cleanup.policy")
-                if policy != "compact":
-                    raise Fatal(
-                        f"{name} has cleanup.policy={policy}: it would lose the tables. Set it to compact"
-                    )
-    finally:
-        await admin.close()
-
-
-async def _appear(wire: Wire, names: list[str]) -> tuple[str, dict[str, TopicIdentity]]:
-    deadline = time.monotonic() + TOPICS_APPEAR_S
-    while True:
-        cluster, found = await wire.topics(names)
-        missing = [name for name in names if name not in found]
-        if not missing:
-            return cluster, found
-        if time.monotonic() > deadline:
-            raise Fatal(f"created, but not to be seen after {TOPICS_APPEAR_S:.0f} s: {', '.join(missing)}")
-        await asyncio.sleep(0.1)

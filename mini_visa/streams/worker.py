@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import faust
 import uvloop
@@ -15,21 +14,9 @@ from mini_visa import log_format
 from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 
-YOUNG_OBJECTS_MAX: Final = 200_000
-"""More than the batches of all partitions keep alive until their commits."""
-
 
 class UnknownService(UserError):
     exit_code = 2
-
-
-def collect_garbage_seldom() -> None:
-    """A batch keeps tens of thousands of objects until its commit, none of them garbage. With Python's
-    defaults the collector walks them, all modules and the row caches again and again for nothing: a third
-    of a worker's time. What is imported by now is never walked again; the rest, rarely."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS_MAX, 20, 100)
 
 
 def find(service: str) -> Any:
@@ -51,7 +38,6 @@ def run_apps(apps: Sequence[faust.App], settings: Settings) -> NoReturn:
     A processor that may not go on ends the process itself, see `poison`."""
     uvloop.install()
     log_format.configure(settings.log_level)
-    collect_garbage_seldom()
     worker = faust.Worker(
         *apps,
         loglevel=settings.log_level,
