@@ -18,10 +18,11 @@ import faust
 from faust.app.base import BootStrategy
 from mode import Service
 
+from mini_visa.errors import UserError
 from mini_visa.kafka import client_options
 from mini_visa.settings import Settings
 from mini_visa.settings import settings as process_settings
-from mini_visa.streams.poison import Fatal
+from mini_visa.streams.poison import Fatal, poison
 from mini_visa.streams.processor import Handler, Processor
 from mini_visa.streams.runtime import Runtime, make_plans
 from mini_visa.streams.table import AnyTable
