@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from mini_visa.errors import UserError
 from mini_visa.readmodel.schema import HEAD
 from mini_visa.settings import Settings
 
@@ -41,7 +42,7 @@ SQLITE_PRAGMAS: Final = (
 )
 
 
-class DatabaseUnusable(RuntimeError):
+class DatabaseUnusable(UserError):
     """The database cannot be used as it is. The text says why and what to do, without a password."""
 
 
@@ -171,6 +172,18 @@ class Database:
         """Raises `SchemaOlder` or `SchemaNewer` unless the schema is this program's."""
         _compare(await self.revision(), self)
 
+    async def prepare(self, settings: Settings) -> None:
+        """Migrate where the setting `database_migrate` allows it, otherwise only check.
+
+        Raises `DatabaseUnusable`, also when there is no such database."""
+        try:
+            if settings.database_migrate and self.write:
+                await self.migrate()
+            else:
+                await self.check()
+        except (OSError, DBAPIError) as error:
+            raise DatabaseUnusable(f"{self}: {first_line(error)}") from error
+
     async def migrate(self) -> None:
         """Make or bring up to date the schema. Any number of processes may do so at once.
 
@@ -240,6 +253,12 @@ def _upgrade(connection: sa.Connection) -> None:
         config.set_main_option("script_location", str(folder).replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def first_line(error: BaseException) -> str:
+    """What the driver says, without the statement and its values."""
+    text = str(getattr(error, "orig", None) or error)
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def is_connection_lost(error: BaseException) -> bool:

@@ -20,9 +20,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListen
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 
-from mini_visa.kafka import client_options
+from mini_visa.errors import UserError
+from mini_visa.kafka import admin, client_options
 from mini_visa.readmodel.apply import Applied, Applier, Batch, PositionMoved, checksum
-from mini_visa.readmodel.database import Database, is_connection_lost
+from mini_visa.readmodel.database import Database, first_line, is_connection_lost
 from mini_visa.readmodel.views import ALL, View
 from mini_visa.settings import Settings
 from mini_visa.topics import dead_letters
@@ -45,7 +46,7 @@ REBUILD: Final = "run: mini-visa readmodel rebuild"
 log = logging.getLogger(__name__)
 
 
-class ProjectionStopped(RuntimeError):
+class ProjectionStopped(UserError):
     """The projection cannot go on. The text says why and what to do."""
 
 
@@ -118,10 +119,14 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._stop()
 
     async def _start(self) -> None:
-        options = client_options(self._settings)
         names = list(self._views)
+        async with admin(self._settings) as client:  # aiokafka's consumer waits for a topic for ever
+            found = set(await client.list_topics())
+        missing = [name for name in (*names, dead_letters(SERVICE)) if name not in found]
+        if missing:
+            raise ProjectionStopped(f"no topic {', '.join(missing)}: run mini-visa topics apply")
         self._consumer = AIOKafkaConsumer(
-            **options,
+            **client_options(self._settings),
             group_id=self._group,
             group_instance_id=self._instance if self._group else None,
             partition_assignment_strategy=(StickyPartitionAssignor,),
@@ -133,22 +138,11 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_wait_ms=FETCH_WAIT_MS,
             max_partition_fetch_bytes=self._settings.batch_bytes_max,
         )
-        if self._group:
-            self._consumer.subscribe(names, listener=self)
+        self._consumer.subscribe(names, listener=self)
         try:
             await self._consumer.start()
-            found = await self._consumer.topics()
-            missing = [name for name in names if name not in found]
-            if missing:
-                raise ProjectionStopped(f"no topic {', '.join(missing)}: run mini-visa topics apply")
-            if not self._group:
-                everything = [
-                    TopicPartition(name, partition)
-                    for name in names
-                    for partition in sorted(self._consumer.partitions_for_topic(name) or ())
-                ]
-                self._consumer.assign(everything)
-                await self.on_partitions_assigned(everything)
+            if not self._group:  # then all partitions are assigned, and nobody says so
+                await self.on_partitions_assigned(self._consumer.assignment())
         except BaseException:
             await self._stop()
             raise
@@ -181,10 +175,10 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
         """Seek each newly assigned partition to where the database stands."""
         wanted = sorted(self._assigned)
         beginnings = await self._consumer.beginning_offsets(wanted)
-        ends = await self._consumer.end_offsets(wanted)
         stored = await self._patiently(
             lambda: self._applier.positions({(tp.topic, tp.partition): beginnings[tp] for tp in wanted})
         )
+        ends = await self._consumer.end_offsets(wanted)  # after the database: another may be ahead of us
         for tp in wanted:
             if tp not in self._assigned:
                 continue  # revoked meanwhile
@@ -361,7 +355,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
             except Exception as error:
                 if not is_connection_lost(error):
                     raise
-                reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+                reason = first_line(error)
                 if time.monotonic() >= give_up_at or self._stopping.is_set():
                     raise ProjectionStopped(f"{self._database}: {reason}") from error
                 log.warning("%s: %s; trying again", self._database, reason)

@@ -15,7 +15,7 @@ from mini_visa.domain import events
 from mini_visa.domain.commands import FraudAlert
 from mini_visa.domain.payment import Account, Payment
 from mini_visa.readmodel import schema
-from mini_visa.readmodel.database import Database, DatabaseUnusable
+from mini_visa.readmodel.database import Database, DatabaseUnusable, first_line
 from mini_visa.readmodel.pages import Cursors, Page, PaymentFilters, page_limit
 from mini_visa.readmodel.schema import partition_and_offset
 from mini_visa.readmodel.views import storable
@@ -89,18 +89,14 @@ class ReadModel:
         if settings.database_migrate:
             writer = Database.of(settings, write=True)
             try:
-                await writer.migrate()
-            except (OSError, sa.exc.DBAPIError) as error:
-                raise DatabaseUnusable(f"{writer}: {_line(error)}") from error
+                await writer.prepare(settings)
             finally:
                 await writer.close()
         database = Database.of(settings)
         try:
-            await database.check()
-        except BaseException as error:
+            await database.prepare(settings)
+        except BaseException:
             await database.close()
-            if isinstance(error, OSError | sa.exc.DBAPIError):
-                raise DatabaseUnusable(f"{database}: {_line(error)}") from error
             raise
         return cls(database)
 
@@ -287,7 +283,7 @@ class ReadModel:
                 for waits in self._waits.values():
                     for wait in waits:
                         if not wait.done():
-                            wait.set_exception(DatabaseUnusable(f"{self._database}: {_line(error)}"))
+                            wait.set_exception(DatabaseUnusable(f"{self._database}: {first_line(error)}"))
                 self._waits.clear()
                 return
             applied = dict(rows)
@@ -412,9 +408,3 @@ def _e4(amount: Decimal) -> int:
     if not amount.is_finite() or scaled != scaled.to_integral_value() or abs(scaled) >= 2**63:
         raise ValueError("an amount has at most four decimals")
     return int(scaled)
-
-
-def _line(error: BaseException) -> str:
-    """The driver's own first line, without the statement and its values."""
-    origin = getattr(error, "orig", None) or error
-    return str(origin).splitlines()[0] if str(origin) else type(origin).__name__
