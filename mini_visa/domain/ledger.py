@@ -1,0 +1,174 @@
+"""The ledger: which accounts there are, and what each event posts on them. Always balanced.
+
+A posting's amount is positive for a debit and negative for a credit, in minor units; the postings of one
+event sum to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from mini_visa.domain.events import (
+    AccountPaid,
+    CaptureCleared,
+    CaptureRejected,
+    ChargebackOpened,
+    ChargebackRepresented,
+    HoldExpired,
+    PaymentAuthorized,
+    PaymentCaptured,
+    PaymentFact,
+    PaymentIncremented,
+    PaymentRefunded,
+    PaymentReversed,
+)
+
+# The chart of accounts. The first two are off-balance: they only say what is promised.
+HOLDS_CONTRA: Final = "holds:contra"
+CLEARING_SUSPENSE: Final = "clearing:suspense"
+INTERCHANGE: Final = "income:interchange"
+SCHEME_FEES: Final = "income:scheme"
+BANK: Final = "settlement:bank"
+
+NO_MERCHANT: Final = "unnamed"
+"""Stands for the merchant where a request named none."""
+
+
+def holds_of(account: str) -> str:
+    """What a cardholder's open holds are on."""
+    return f"holds:cardholder:{account}"
+
+
+def receivable_of(account: str) -> str:
+    """What a cardholder owes."""
+    return f"receivable:cardholder:{account}"
+
+
+def payable_of(merchant_id: str) -> str:
+    """What is owed to a merchant."""
+    return f"payable:merchant:{merchant_id or NO_MERCHANT}"
+
+
+class Posting(NamedTuple):
+    account: str
+    currency: str
+    amount: int
+    """Minor units: debit > 0, credit < 0."""
+
+
+Postings = tuple[Posting, ...]
+
+
+def postings_of(event: PaymentFact) -> Postings:
+    """What `event` posts: each ledger account at most once, no zero amounts, in sum zero. Events
+    that move nothing (a decline, a refusal, an accepted chargeback) post nothing."""
+    template = _TEMPLATES.get(type(event))
+    return () if template is None else template(event)
+
+
+def _entry(currency: str, *lines: tuple[str, int]) -> Postings:
+    sums: dict[str, int] = {}
+    for account, amount in lines:
+        sums[account] = sums.get(account, 0) + amount
+    postings = tuple(Posting(account, currency, amount) for account, amount in sums.items() if amount)
+    assert sum(sums.values()) == 0, "an entry that does not balance"
+    return postings
+
+
+def _hold(event: PaymentAuthorized | PaymentIncremented) -> Postings:
+    return _move(event.account.currency, event.amount, holds_of(event.payment.account), HOLDS_CONTRA)
+
+
+def _release(event: PaymentReversed | HoldExpired) -> Postings:
+    return _move(event.account.currency, event.amount, HOLDS_CONTRA, holds_of(event.payment.account))
+
+
+def _move(currency: str, amount: int, debit: str, credit: str) -> Postings:
+    """The common entry: one debit, one credit."""
+    if not amount:
+        return ()
+    return Posting(debit, currency, amount), Posting(credit, currency, -amount)
+
+
+def _capture(event: PaymentCaptured) -> Postings:
+    account, released = event.payment.account, event.hold_used + event.hold_freed
+    return _entry(
+        event.account.currency,
+        (HOLDS_CONTRA, released),
+        (holds_of(account), -released),
+        (receivable_of(account), event.amount),
+        (CLEARING_SUSPENSE, -event.amount),
+    )
+
+
+def _clear(event: CaptureCleared) -> Postings:
+    payment = event.payment
+    fees = event.interchange + event.scheme_fee
+    return _entry(
+        event.account.currency,
+        (CLEARING_SUSPENSE, event.amount),
+        (payable_of(payment.merchant.id), fees - event.amount + event.refund_posted),
+        (INTERCHANGE, -event.interchange),
+        (SCHEME_FEES, -event.scheme_fee),
+        (receivable_of(payment.account), -event.refund_posted),
+    )
+
+
+def _reject(event: CaptureRejected) -> Postings:
+    payment = event.payment
+    return _entry(
+        event.account.currency,
+        (CLEARING_SUSPENSE, event.amount),
+        (receivable_of(payment.account), -event.amount - event.refund_posted),
+        (payable_of(payment.merchant.id), event.refund_posted),
+    )
+
+
+def _refund(event: PaymentRefunded) -> Postings:
+    payment = event.payment
+    return _move(
+        event.account.currency,
+        event.posted,
+        payable_of(payment.merchant.id),
+        receivable_of(payment.account),
+    )
+
+
+def _charge_back(event: ChargebackOpened) -> Postings:
+    payment = event.payment
+    return _move(
+        event.account.currency,
+        event.amount,
+        payable_of(payment.merchant.id),
+        receivable_of(payment.account),
+    )
+
+
+def _represent(event: ChargebackRepresented) -> Postings:
+    payment = event.payment
+    amount = event.amount - event.refund_posted
+    return _entry(
+        event.account.currency,
+        (receivable_of(payment.account), amount),
+        (payable_of(payment.merchant.id), -amount),
+    )
+
+
+def _pay(event: AccountPaid) -> Postings:
+    return _move(event.account.currency, event.amount, BANK, receivable_of(event.account.account_id))
+
+
+_TEMPLATES: Final[dict[type, Callable[[Any], Postings]]] = {
+    PaymentAuthorized: _hold,
+    PaymentIncremented: _hold,
+    PaymentReversed: _release,
+    HoldExpired: _release,
+    PaymentCaptured: _capture,
+    CaptureCleared: _clear,
+    CaptureRejected: _reject,
+    PaymentRefunded: _refund,
+    ChargebackOpened: _charge_back,
+    ChargebackRepresented: _represent,
+    AccountPaid: _pay,
+}
