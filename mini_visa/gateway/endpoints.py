@@ -262,6 +262,8 @@ async def read_body(request: web.Request, most: int, deadline: float) -> bytes:
     if (request.content_length or 0) > most:
         raise too_large
     content: StreamReader = request.content
+    if content.is_eof() and content.total_bytes <= most:  # as a rule it came with the head
+        return content.read_nowait()
     chunks: list[bytes] = []
     size = 0
     try:

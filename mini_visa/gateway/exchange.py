@@ -23,7 +23,7 @@ from mini_visa import topics
 from mini_visa.domain.answers import Answer
 from mini_visa.domain.commands import Command
 from mini_visa.domain.messages import Undecodable
-from mini_visa.streams.topic import AnyTopic
+from mini_visa.streams.topic import AnyTopic, partition_of
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Exchange:
         self.reply_partition = -1
         self._options = dict(client_options)
         self._gateway_id = gateway_id
+        self._partitions: dict[str, int] = {}
         self._waiting: dict[str, asyncio.Future[Answer]] = {}
         self._producer: AIOKafkaProducer | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -91,6 +92,7 @@ class Exchange:
             missing = [name for name, partitions in counts.items() if not partitions]
             if missing:
                 raise TopicsMissing(f"the cluster has no {', '.join(missing)}: run `mini-visa topics apply`")
+            self._partitions = {name: len(partitions) for name, partitions in counts.items()}
             self.reply_partition = self._gateway_id % len(counts[topics.GATEWAY_REPLIES.name])
             self._consumer = await self._new_consumer()
         except BaseException:
@@ -122,8 +124,11 @@ class Exchange:
         try:
             delivery = await self._send(topic, command, deadline)
             delivery.add_done_callback(lambda done: _pass_on_failure(done, answer))
-            async with asyncio.timeout_at(deadline):
+            timer = loop.call_at(deadline, _give_up, answer)
+            try:
                 return await answer
+            finally:
+                timer.cancel()
         except (TimeoutError, KafkaError) as error:
             raise NoAnswer(type(error).__name__) from None
         finally:
@@ -160,10 +165,12 @@ class Exchange:
         if producer is None:
             raise NotSent("the producer is being replaced")
         started = monotonic()
+        key = command.account.encode()
+        partition = partition_of(key, self._partitions[topic.name])
         try:
             async with asyncio.timeout_at(deadline):
                 delivery: asyncio.Future[Any] = await producer.send(
-                    topic.name, topic.encode(command), command.account.encode()
+                    topic.name, topic.encode(command), key, partition
                 )
         except (TimeoutError, KafkaError) as error:  # raised before the record entered the buffer
             self._check(error)
@@ -288,6 +295,11 @@ def _pass_on_failure(delivery: asyncio.Future[Any], answer: asyncio.Future[Answe
     error = delivery.exception()
     if error is not None:
         answer.set_exception(error)
+
+
+def _give_up(answer: asyncio.Future[Answer]) -> None:
+    if not answer.done():
+        answer.set_exception(TimeoutError())
 
 
 async def _stop(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:

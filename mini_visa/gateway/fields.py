@@ -235,6 +235,11 @@ def units(value: Any) -> Decimal:
     return Decimal(amount(value))
 
 
+def has_decimals(text: str, exponent: int) -> bool:
+    """Whether an amount that passed `amount` has exactly this many decimals."""
+    return len(text.partition(".")[2]) == exponent
+
+
 def money(text: str, exponent: int, name: str = "amount") -> int:
     """Minor units of an amount that passed `amount`. Raises `Problem` 400 where its decimals are not
     the currency's."""

@@ -18,7 +18,7 @@ from mini_visa.domain.commands import (
 from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import Merchant
 from mini_visa.gateway.endpoints import Call
-from mini_visa.gateway.fields import money
+from mini_visa.gateway.fields import has_decimals, money
 from mini_visa.gateway.problems import not_found
 
 
@@ -26,7 +26,9 @@ async def authorize(call: Call) -> Command:
     values = call.values
     card = call.gateway.card(values.pop("pan"))
     given = values["currency"]
-    currency = given or await call.gateway.currency_of(card.token)
+    currency = given or call.gateway.assumed_currency(card.token)
+    if given is None and not has_decimals(values["amount"], exponent_of(currency)):
+        currency = await call.gateway.currency_of(card.token)
     return Authorize(
         **call.envelope(card.token),
         amount=money(values["amount"], exponent_of(currency)),

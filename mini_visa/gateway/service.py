@@ -115,6 +115,11 @@ class Gateway:
         """One HTTP attempt: never used twice, also not by another gateway."""
         return token_hex(16)
 
+    def assumed_currency(self, account: str) -> str:
+        """The account's currency as far as this gateway has seen it, else the default. Costs nothing,
+        and is enough where the decision on the account checks the assumption."""
+        return self.recent.currency(account) or self.settings.default_currency
+
     async def currency_of(self, account: str) -> str:
         """The account's currency if this gateway or the read model knows it, else the default."""
         known = self.recent.currency(account)
@@ -190,9 +195,11 @@ class Gateway:
 
     def _learn(self, command: Command, answer: Answer) -> None:
         self.recent.answered(command.account, answer.partition, answer.position)
-        account = answer.outcome.account
+        account, payment = answer.outcome.account, answer.outcome.payment
         if account is not None:
             self.recent.learn_currency(account.account_id, account.currency)
+        elif payment is not None and payment.authorized:  # approved: so it was the account's currency
+            self.recent.learn_currency(payment.account, payment.currency)
 
 
 def _holds_a_pan(identifier: str) -> bool:
