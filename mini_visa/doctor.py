@@ -90,10 +90,10 @@ def _pinned() -> Iterator[Check]:
 
 def _java() -> Check:
     try:
-        program = jars.java()
+        java = jars.java()
     except BrokerError as missing:
         return Check("Java", Verdict.FAIL, "missing or too old", str(missing))
-    return Check("Java", Verdict.OK, f"{jars.java_version(program)} at {program}")
+    return Check("Java", Verdict.OK, f"{java.version} at {java.program}")
 
 
 def _jars(settings: Settings) -> Check:

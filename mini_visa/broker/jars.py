@@ -1,8 +1,9 @@
-"""The broker's jars: fetched once with Maven, kept in a directory named after the Kafka version."""
+"""Java, Maven, and the broker's jars: fetched once, kept in a directory named after the Kafka version."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mini_visa.broker.errors import BrokerError, MissingProgramError
@@ -17,11 +19,21 @@ from mini_visa.broker.errors import BrokerError, MissingProgramError
 POM = Path(__file__).with_name("pom.xml")
 JAVA_MIN = 17
 DOWNLOAD_TIMEOUT_S = 900
+JAVA_ANSWER_TIMEOUT_S = 30
 _INSTALL = (
     "on Debian or Ubuntu: apt-get install openjdk-17-jre-headless maven; "
     "on macOS: brew install openjdk@17 maven"
 )
 _ELSEWHERE = "or set MINI_VISA_BROKER=kafka://HOST:PORT to use a Kafka that is already running"
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java of this machine. `build` tells it apart from every other build, in eight characters."""
+
+    program: str
+    version: int
+    build: str
 
 
 def kafka_version() -> str:
@@ -31,32 +43,29 @@ def kafka_version() -> str:
     return found.text
 
 
-def java() -> str:
-    """Path of a Java of at least version 17: JAVA_HOME's, else the first on PATH.
-
-    Raises MissingProgramError when there is none."""
+def java() -> Java:
+    """JAVA_HOME's Java, else the first on PATH. Raises MissingProgramError unless it is 17 or newer."""
     home = os.environ.get("JAVA_HOME")
     beside_home = Path(home, "bin", "java") if home else None
     program = str(beside_home) if beside_home and beside_home.exists() else shutil.which("java")
     if program is None:
         raise MissingProgramError(f"Java is missing. Install it ({_INSTALL}) {_ELSEWHERE}.")
-    version = java_version(program)
+    try:
+        said = subprocess.run(
+            [program, "-version"], capture_output=True, text=True, timeout=JAVA_ANSWER_TIMEOUT_S
+        ).stderr
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        raise MissingProgramError(
+            f"{program} does not run ({failure}). Install Java: {_INSTALL}."
+        ) from failure
+    found = re.search(r'version "(?:1\.)?(\d+)', said)
+    version = int(found.group(1)) if found else 0
     if version < JAVA_MIN:
         raise MissingProgramError(
-            f"{program} is Java {version}; Kafka needs {JAVA_MIN} or newer. "
+            f"{program} is Java {version or 'of an unknown version'}; Kafka needs {JAVA_MIN} or newer. "
             f"Install it ({_INSTALL}) {_ELSEWHERE}."
         )
-    return program
-
-
-def java_version(program: str) -> int:
-    """Major version of the Java at `program`; 0 when it does not say."""
-    try:
-        said = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=30).stderr
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    found = re.search(r'version "(?:1\.)?(\d+)', said)
-    return int(found.group(1)) if found else 0
+    return Java(program, version, hashlib.sha256(said.encode()).hexdigest()[:8])
 
 
 def maven() -> str:
@@ -71,7 +80,8 @@ def maven() -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file `path` among all processes of this machine."""
+    """Holds an exclusive lock on the file `path` among all processes of this machine. The system lets
+    go of it when its holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -108,3 +118,8 @@ def libraries(cache: Path) -> Path:
             )
         partial.rename(target)
     return target
+
+
+def class_path(libs: Path) -> str:
+    """The jars in a fixed order: a class archive is only used with the very class path it was made with."""
+    return ":".join(str(jar) for jar in sorted(libs.glob("*.jar")))

@@ -46,8 +46,12 @@ class Identity:
         """SIGTERM, and SIGKILL after `grace_s`."""
         self.signal(signal.SIGTERM)
         if not self.wait(grace_s):
-            self.signal(signal.SIGKILL)
-            self.wait(5.0)
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL, and waits until it is gone."""
+        self.signal(signal.SIGKILL)
+        self.wait(5.0)
 
 
 def _started(pid: int) -> str | None:
