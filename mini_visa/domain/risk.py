@@ -75,7 +75,7 @@ class RuleConflict(ValueError):
     """A version that is not newer than the one in force, or more rules than `RULES_MAX`."""
 
 
-class Rule(Data, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Rule(Data, frozen=True, kw_only=True):
     id: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
     version: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     metric: Metric
@@ -146,6 +146,9 @@ DEFAULT_RULES: Final[tuple[Rule, ...]] = (
 """In force until a PutRule says otherwise."""
 
 
+_BODY_FIELDS: Final = frozenset(Rule.__struct_fields__) - {"id", "version", "thresholds"}
+
+
 def rule_of(put: PutRule) -> Rule:
     """The rule that `put` describes. Raises `InvalidRule`.
 
@@ -162,8 +165,8 @@ def rule_of(put: PutRule) -> Rule:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**15:
                 raise InvalidRule(f"{name}: must be minor units from 0 to 10^15")
             thresholds[currency] = value
-        elif name in {"id", "version", "thresholds"}:
-            raise InvalidRule(f"{name}: does not belong into a rule's body")
+        elif name not in _BODY_FIELDS:
+            raise InvalidRule(f"{name[:64]}: is not a field of a rule's body")
         else:
             fields[name] = value
     code_given = fields.pop("response_code", "")
