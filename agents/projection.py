@@ -32,6 +32,10 @@ class Projection(Service):  # type: ignore[misc]
         )
         self.running: asyncio.Task[None] | None = None
 
+    @property
+    def ready(self) -> bool:
+        return self.projector.ready
+
     async def on_start(self) -> None:
         self.running = asyncio.create_task(self._run())
 

@@ -90,6 +90,11 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
         self.records = 0
         """Applied since the start."""
 
+    @property
+    def ready(self) -> bool:
+        """Every assigned partition goes on from where the database stands."""
+        return bool(self._applied) and not self._assigned
+
     # -- life --------------------------------------------------------------------------------------
 
     def stop(self) -> None:

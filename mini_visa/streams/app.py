@@ -89,7 +89,9 @@ class Kernel(Service):  # type: ignore[misc]
 
     @property
     def ready(self) -> bool:
-        return all(runtime.ready for runtime in self.runtimes)
+        return len(self.runtimes) == len(self.app.processors) and all(
+            runtime.ready for runtime in self.runtimes
+        )
 
 
 class KernelBoot(BootStrategy):  # type: ignore[misc]
@@ -151,6 +153,19 @@ class App(faust.App):  # type: ignore[misc]
         that follows topics by itself, such as one that writes elsewhere than to Kafka."""
         self._extra_services.append(service)
         return service
+
+    @property
+    def ready(self) -> bool:
+        """Everything of this app is at work. A service of its own may say so by an attribute `ready`."""
+        services = self._extra_service_instances or ()
+        return (
+            bool(self.started)
+            and not self.should_stop
+            and bool(self.kernel.started)
+            and self.kernel.ready
+            and len(services) == len(self._extra_services)
+            and all(getattr(service, "ready", True) for service in services)
+        )
 
     async def on_first_start(self) -> None:
         check_interpreter()

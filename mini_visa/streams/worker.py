@@ -13,6 +13,8 @@ import uvloop
 from mini_visa import log_format
 from mini_visa.errors import UserError
 from mini_visa.settings import Settings
+from mini_visa.streams.app import App
+from mini_visa.streams.probes import Probes
 
 
 class UnknownService(UserError):
@@ -32,14 +34,16 @@ def run(services: Sequence[str], settings: Settings) -> NoReturn:
     run_apps([find(service).app for service in services], settings)
 
 
-def run_apps(apps: Sequence[faust.App], settings: Settings) -> NoReturn:
+def run_apps(apps: Sequence[App], settings: Settings) -> NoReturn:
     """Blocks until SIGTERM or SIGINT, then drains and exits with 0; with another code on an error.
 
     A processor that may not go on ends the process itself, see `poison`."""
     uvloop.install()
     log_format.configure(settings.log_level)
+    probes = [Probes(apps, settings.web_port)] if settings.web_port else []
     worker = faust.Worker(
         *apps,
+        *probes,
         loglevel=settings.log_level,
         logging_config=log_format.configuration(settings.log_level),
         redirect_stdouts=False,
