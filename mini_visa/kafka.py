@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -15,7 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from mini_visa import topics as declared
-from mini_visa.broker import BrokerError, EmbeddedBroker
+from mini_visa.broker import Broker, BrokerError, DockerBroker, EmbeddedBroker
 from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import HOUR_MS, AnyTopic
@@ -62,12 +63,16 @@ def bootstrap_servers(settings: Settings) -> list[str]:
     return servers
 
 
-def broker_of(settings: Settings, *, port: int | None = None) -> EmbeddedBroker:
-    """The broker of this machine that the settings name, running or not.
+def broker_of(settings: Settings, *, port: int | None = None, jars: Path | None = None) -> Broker:
+    """The broker of this machine that the settings name, running or not. `jars`: where the embedded
+    one's are kept, when not with its data.
 
     Raises BrokerError when they name a cluster elsewhere: it is not ours to start or stop."""
+    home, heap_bytes = settings.home / "broker", settings.broker_heap_bytes
     if settings.broker == "embedded":
-        return EmbeddedBroker(settings.home / "broker", port=port, heap_bytes=settings.broker_heap_bytes)
+        return EmbeddedBroker(home, port=port, heap_bytes=heap_bytes, libs_cache=jars)
+    if settings.broker == "docker":
+        return DockerBroker(home, port=port, heap_bytes=heap_bytes, image=settings.broker_image)
     raise BrokerError(
         f"MINI_VISA_BROKER={settings.broker} is a cluster elsewhere: it is not started or stopped from here."
     )

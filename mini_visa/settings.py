@@ -33,6 +33,8 @@ class Settings(BaseSettings):
     """"embedded", "docker", or "kafka://HOST:PORT[,HOST:PORT]" of an existing cluster."""
     broker_heap_bytes: int = Field(384 << 20, ge=192 << 20, le=16 << 30)
     """Java heap of the embedded broker, at most; the process takes some 150 MB more."""
+    broker_image: str = ""
+    """Of the broker in Docker; "": apache/kafka of the version that is embedded."""
     kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     kafka_ca_file: Path | None = None
     kafka_cert_file: Path | None = None

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Final
 
-from mini_visa.broker import EmbeddedBroker
+from mini_visa.broker import Broker
 from mini_visa.kafka import apply_topics, bootstrap_servers, broker_of
 from mini_visa.settings import Settings
 
 CHECK_INTERVAL_S: Final = 0.5
+COORDINATORS_INTERVAL_S: Final = 0.05
+COORDINATORS_TIMEOUT_S: Final = 30.0
+GROUP, TRANSACTION = 0, 1
+"""Kinds of coordinators, as FindCoordinator numbers them."""
 
 
 class Backbone:
@@ -20,11 +25,9 @@ class Backbone:
         self.settings = settings
         self.address = settings.broker
         """kafka://HOST:PORT once started: what the services are given as MINI_VISA_BROKER."""
-        self._broker: EmbeddedBroker | None = None
+        self._broker: Broker | None = None
         if not settings.broker.startswith("kafka://"):
-            self._broker = broker_of(settings)
-            if jars is not None:
-                self._broker.libs_cache = jars
+            self._broker = broker_of(settings, jars=jars)
         self._ours = False
 
     async def start(self) -> None:
@@ -35,6 +38,25 @@ class Backbone:
         self.address = f"kafka://{servers}"
         self.settings = self.settings.model_copy(update={"broker": self.address})
         await apply_topics(self.settings)
+        await self._coordinators()
+
+    async def _coordinators(self) -> None:
+        """Returns when groups and transactions can be coordinated: on a new cluster the first question
+        makes their internal topics, which takes a moment that would fill the services' logs."""
+        deadline = time.monotonic() + COORDINATORS_TIMEOUT_S
+        async with admin(self.settings) as client:
+            for kind in (GROUP, TRANSACTION):
+                while True:
+                    try:
+                        await client.find_coordinator(self.settings.environment, kind)
+                        break
+                    except KafkaError as error:
+                        if time.monotonic() > deadline:
+                            raise BrokerError(
+                                f"The cluster has no coordinator for groups and transactions after "
+                                f"{COORDINATORS_TIMEOUT_S:.0f} s ({type(error).__name__}). Its log says why."
+                            ) from error
+                    await asyncio.sleep(COORDINATORS_INTERVAL_S)
 
     async def stop(self) -> None:
         """Ends the broker if this started it; one that ran before goes on."""
