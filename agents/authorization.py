@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from mini_visa import topics
+from mini_visa.domain import response_codes
 from mini_visa.domain.account import InvalidCommand, decide, expire_holds
 from mini_visa.domain.answers import Answer
 from mini_visa.domain.commands import (
     NO_REPLY,
     AccountCommand,
-    Authorize,
     Command,
-    Increment,
     PaymentOutcome,
     Tick,
 )
@@ -25,6 +24,16 @@ from tables.accounts import TABLES, AccountRecords
 
 EXPIRED_PER_TICK_MAX: Final = 1_000
 """Holds that one tick ends; the next tick goes on. Commands do not wait for it: they look themselves."""
+
+REPLY_PARTITIONS: Final = settings().replies_partitions
+
+DECLINES: Final = frozenset(response_codes.TEXTS) - {
+    response_codes.APPROVED,
+    response_codes.PARTIAL_APPROVAL,
+    response_codes.RESPONSE_TOO_LATE,
+    response_codes.INVALID_AMOUNT,
+}
+"""What risk is told of, to count it. It has seen the request itself, and approvals are nearly all."""
 
 TERMS: Final = Terms(
     hold_ms=settings().hold_days * DAY_MS,
@@ -54,6 +63,8 @@ def answer(command: Command, context: Context) -> None:
     key = context.key
     if key != command.account.encode():
         raise Impossible("its key is not its account")
+    if command.reply_partition >= REPLY_PARTITIONS:
+        raise Impossible(f"reply_partition is beyond the {REPLY_PARTITIONS} of gateway.replies")
     try:
         outcome, events, replayed = decide(
             AccountRecords(context.tables), command, context.timestamp, context.offset, TERMS
@@ -74,16 +85,17 @@ def answer(command: Command, context: Context) -> None:
             ),
             partition=command.reply_partition,
         )
-    if events and isinstance(command, Authorize | Increment) and outcome.payment is not None:
+    payment = outcome.payment
+    if outcome.response_code in DECLINES and events and payment is not None:
         context.emit(
             topics.CARD_REQUESTS,
             PaymentOutcome(
                 account=command.account,
-                payment_id=outcome.payment.payment_id,
+                payment_id=payment.payment_id,
                 request_id=command.request_id,
                 response_code=outcome.response_code,
-                amount=command.amount,
-                merchant_id=outcome.payment.merchant.id,
+                amount=payment.amount,
+                merchant_id=payment.merchant.id,
             ),
         )
 

@@ -1,11 +1,28 @@
 """Commands: what the outside asks of a card account. They travel on account.commands (and, before
 risk has seen them, on card.requests), keyed by account, and are decided in that one order.
+
+The bounds are checked when a record is decoded: what lies outside could not have passed the gateway.
 """
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from mini_visa.domain.messages import Message
-from mini_visa.domain.payment import AccountStatus, Card, Merchant, RuleHit, Verdict
+from mini_visa.domain.money import AMOUNT_MAX
+from mini_visa.domain.payment import AccountStatus, Card, Merchant, RuleHit, Text, Verdict
+
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+Amount = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
+"""Minor units."""
+Exponent = Annotated[int, Meta(ge=0, le=4)]
+Part = Annotated[int, Meta(ge=0, le=1_000_000)]
+"""Number of a capture or chargeback of a payment."""
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=256)]], Meta(max_length=20)
+]
 
 LOCAL_CLIENT = "local"
 NO_REPLY = -1
@@ -14,54 +31,54 @@ NO_REPLY = -1
 class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
     """What every command carries. Idempotency scope: (client, account, request_id), 24 h."""
 
-    account: str
-    request_id: str
-    client: str = LOCAL_CLIENT
-    fingerprint: str = ""
+    account: Name
+    request_id: Name
+    client: Name = LOCAL_CLIENT
+    fingerprint: Text = ""
     """Digest of the request's meaning. Same request_id, other fingerprint: 422."""
-    attempt: str = ""
+    attempt: Text = ""
     """One HTTP attempt at the request: the correlation id of its answer. A retry is a new attempt."""
-    reply_partition: int = NO_REPLY
+    reply_partition: Annotated[int, Meta(ge=NO_REPLY)] = NO_REPLY
     """Partition of gateway.replies where the asking gateway listens; NO_REPLY: nobody waits."""
 
 
 class OpenAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="open_account/1"):
-    bin: str
-    last4: str
-    currency: str
-    limit: int
-    expiry: str = ""
+    bin: Text
+    last4: Text
+    currency: Text
+    limit: Amount
+    expiry: Text = ""
     status: AccountStatus = AccountStatus.ACTIVE
 
 
 class ChangeAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="change_account/1"):
-    limit: int | None = None
+    limit: Amount | None = None
     status: AccountStatus | None = None
 
 
 class PayAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="pay_account/1"):
     """The cardholder pays. `currency` is what `amount` is in (see `Authorize.currency_given`)."""
 
-    amount: int
-    currency: str
+    amount: Amount
+    currency: Text
 
 
 class Authorize(Command, frozen=True, kw_only=True, omit_defaults=True, tag="authorize/1"):
-    amount: int
+    amount: Amount
     """Minor units of `currency`."""
-    currency: str
+    currency: Text
     card: Card
     currency_given: bool = False
     """False: the client left the currency out and the gateway assumed the account's. The amount is
     then read in the account's currency where the exponents agree, and refused with 13 where not."""
     merchant: Merchant = Merchant()
-    device_id: str = ""
-    ip: str = ""
-    expiry: str = ""
+    device_id: Text = ""
+    ip: Text = ""
+    expiry: Text = ""
     cvv_match: bool | None = None
     capture: bool = False
     partial_approval: bool = False
-    metadata: dict[str, str] = {}
+    metadata: Metadata = {}
     verdict: Verdict | None = None
     """None on card.requests; risk sets it on account.commands."""
 
@@ -69,18 +86,18 @@ class Authorize(Command, frozen=True, kw_only=True, omit_defaults=True, tag="aut
 class Increment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="increment/1"):
     """Goes through risk like an authorization."""
 
-    payment_id: str
-    amount: int
-    exponent: int
+    payment_id: Text
+    amount: Amount
+    exponent: Exponent
     """Decimals that `amount` was parsed with; the payment's currency decides whether that is right."""
     verdict: Verdict | None = None
 
 
 class CapturePayment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="capture/1"):
-    payment_id: str
-    amount: int | None = None
+    payment_id: Text
+    amount: Amount | None = None
     """None: all that is held."""
-    exponent: int | None = None
+    exponent: Exponent | None = None
     final: bool = True
 
 
@@ -88,11 +105,11 @@ class ReversePayment(Command, frozen=True, kw_only=True, omit_defaults=True, tag
     """Cancel (part of) a hold. Exactly one of `payment_id` and `original_request_id` is set; by
     request it may arrive before the original, which is then answered `reversed`."""
 
-    payment_id: str = ""
-    original_request_id: str = ""
-    amount: int | None = None
-    exponent: int | None = None
-    reason: str = ""
+    payment_id: Text = ""
+    original_request_id: Text = ""
+    amount: Amount | None = None
+    exponent: Exponent | None = None
+    reason: Text = ""
 
 
 class TimeOutReversal(Command, frozen=True, kw_only=True, omit_defaults=True, tag="time_out_reversal/1"):
@@ -101,37 +118,37 @@ class TimeOutReversal(Command, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class RefundPayment(Command, frozen=True, kw_only=True, omit_defaults=True, tag="refund/1"):
-    payment_id: str
-    amount: int | None = None
-    exponent: int | None = None
+    payment_id: Text
+    amount: Amount | None = None
+    exponent: Exponent | None = None
 
 
 class OpenChargeback(Command, frozen=True, kw_only=True, omit_defaults=True, tag="open_chargeback/1"):
-    payment_id: str
-    reason_code: str
-    amount: int | None = None
-    exponent: int | None = None
+    payment_id: Text
+    reason_code: Text
+    amount: Amount | None = None
+    exponent: Exponent | None = None
 
 
 class RepresentChargeback(
     Command, frozen=True, kw_only=True, omit_defaults=True, tag="represent_chargeback/1"
 ):
-    payment_id: str
-    n: int
+    payment_id: Text
+    n: Part
 
 
 class AcceptChargeback(Command, frozen=True, kw_only=True, omit_defaults=True, tag="accept_chargeback/1"):
-    payment_id: str
-    n: int
+    payment_id: Text
+    n: Part
 
 
 class RecordClearing(Command, frozen=True, kw_only=True, omit_defaults=True, tag="record_clearing/1"):
     """The clearing house's outcome for capture `n`. Its request_id is derived from payment and n."""
 
-    payment_id: str
-    n: int
+    payment_id: Text
+    n: Part
     accepted: bool
-    reason: str = ""
+    reason: Text = ""
 
 
 class Tick(Message, frozen=True, kw_only=True, omit_defaults=True, tag="tick/1"):

@@ -7,10 +7,14 @@ milliseconds since the epoch, UTC.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
 NO_TIME = 0
+
+Text = Annotated[str, msgspec.Meta(max_length=256)]
+"""What the outside wrote: bounded, so that no row, event or answer grows beyond what is expected."""
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,18 +64,18 @@ class DisputeState(StrEnum):
 class Card(Data, frozen=True, kw_only=True):
     """What may be known of a card outside the gateway (PCI DSS 3.4: first six, last four)."""
 
-    token: str
-    bin: str
-    last4: str
+    token: Text
+    bin: Text
+    last4: Text
 
 
 class Merchant(Data, frozen=True, kw_only=True):
     """Who asks for the money, and where. ISO 8583 fields 42 (id), 18 (mcc), 41 (terminal)."""
 
-    id: str = ""
-    mcc: str = ""
-    terminal_id: str = ""
-    country: str = ""
+    id: Text = ""
+    mcc: Text = ""
+    terminal_id: Text = ""
+    country: Text = ""
 
 
 class RuleHit(Data, frozen=True, kw_only=True):

@@ -12,26 +12,30 @@ from mini_visa.domain.payment import Data, Merchant
 DAY_MS: Final = 86_400_000
 HOUR_MS: Final = 3_600_000
 
-MccRange = tuple[str, str]
-"""First and last merchant category code (ISO 18245), both included."""
 
-TRAVEL: Final[tuple[MccRange, ...]] = (
-    ("3351", "3500"),  # vehicle rental agencies by name
-    ("3501", "3999"),  # lodging by name
-    ("4411", "4411"),  # cruise lines
-    ("7011", "7011"),  # other lodging
-    ("7512", "7513"),  # vehicle and truck rental
-    ("7519", "7519"),  # motor homes
+def mccs(*codes: str) -> frozenset[str]:
+    """Merchant category codes (ISO 18245), one by one ("4411") or as ranges ("3351-3500", both included)."""
+    every: set[str] = set()
+    for code in codes:
+        first, _, last = code.partition("-")
+        every.update(f"{number:04d}" for number in range(int(first), int(last or first) + 1))
+    return frozenset(every)
+
+
+TRAVEL: Final = mccs(
+    "3351-3500",  # vehicle rental agencies by name
+    "3501-3999",  # lodging by name
+    "4411",  # cruise lines
+    "7011",  # other lodging
+    "7512-7513",  # vehicle and truck rental
+    "7519",  # motor homes
 )
 
-
-class Tolerance(Data, frozen=True, kw_only=True):
-    """A capture may exceed what was authorized by this share, because the final amount is not known
-    when the card is read."""
-
-    first_mcc: str
-    last_mcc: str
-    basis_points: int
+TIPPED: Final = mccs(
+    "4121",  # taxis
+    "5812-5814",  # restaurants, bars
+    "7230",  # barbers, beauty shops
+)
 
 
 class FeeRate(Data, frozen=True, kw_only=True):
@@ -54,33 +58,26 @@ class FeeRate(Data, frozen=True, kw_only=True):
 class Terms(Data, frozen=True, kw_only=True):
     hold_ms: int = 7 * DAY_MS
     hold_travel_ms: int = 31 * DAY_MS
-    travel: tuple[MccRange, ...] = TRAVEL
+    travel: frozenset[str] = TRAVEL
+    """MCCs whose holds are valid for `hold_travel_ms`."""
     request_window_ms: int = 24 * HOUR_MS
     """A request id is remembered this long in event time."""
-    tolerances: tuple[Tolerance, ...] = (
-        *(Tolerance(first_mcc=first, last_mcc=last, basis_points=1_500) for first, last in TRAVEL),
-        Tolerance(first_mcc="4121", last_mcc="4121", basis_points=2_000),  # taxis: tips
-        Tolerance(first_mcc="5812", last_mcc="5814", basis_points=2_000),  # restaurants, bars: tips
-        Tolerance(first_mcc="7230", last_mcc="7230", basis_points=2_000),  # barbers, beauty shops: tips
-    )
+    tolerances: tuple[tuple[frozenset[str], int], ...] = ((TRAVEL, 1_500), (TIPPED, 2_000))
+    """MCCs, and the basis points by which their captures may exceed what was authorized, because the final
+    amount is not known when the card is read."""
     fees: tuple[FeeRate, ...] = (
         FeeRate(interchange_basis_points=150, interchange_fixed=10, scheme_basis_points=13),
     )
 
     def hold_ms_of(self, merchant: Merchant) -> int:
         """How long a hold of this merchant is valid."""
-        mcc = merchant.mcc
-        if mcc and any(first <= mcc <= last for first, last in self.travel):
-            return self.hold_travel_ms
-        return self.hold_ms
+        return self.hold_travel_ms if merchant.mcc in self.travel else self.hold_ms
 
     def tolerance_of(self, merchant: Merchant, authorized: int) -> int:
         """Minor units that captures may exceed `authorized` by."""
-        mcc = merchant.mcc
-        if mcc:
-            for tolerance in self.tolerances:
-                if tolerance.first_mcc <= mcc <= tolerance.last_mcc:
-                    return share(authorized, tolerance.basis_points)
+        for codes, basis_points in self.tolerances:
+            if merchant.mcc in codes:
+                return share(authorized, basis_points)
         return 0
 
     def fees_of(self, merchant: Merchant, amount: int) -> tuple[int, int]:
