@@ -113,12 +113,18 @@ def up() -> None:
 @app.command(rich_help_panel=RUN)
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End by itself, non-zero unless all adds up.")] = False,
-    payments: Annotated[int, typer.Option(min=1, max=10_000_000, help="How many to make.")] = 3_000,
+    payments: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many to make.")] = 3_000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of what is generated. Default: another one each time.")
+    ] = None,
+    connections: Annotated[int, typer.Option(min=1, max=1_000, help="Requests at the same time.")] = 32,
+    as_json: Json = False,
 ) -> None:
     """Start everything, make a few thousand payments, and show what became of them."""
     from mini_visa.demo.run import run
 
-    raise typer.Exit(run(settings(), once=once, payments=payments))
+    done = run(settings(), once=once, payments=payments, seed=seed, connections=connections, as_json=as_json)
+    raise typer.Exit(done)
 
 
 @app.command(rich_help_panel=RUN)

@@ -32,6 +32,7 @@ from mini_visa.supervisor.up import stop_signals
 T = TypeVar("T")
 
 EXIT_FAILED: Final = 1
+WIDTH_OF_A_PIPE: Final = 110
 EXIT_INTERRUPTED: Final = 130
 GUIDE_CALL: Final = {"request_id": "test123", "pan": "4111111111111111", "amount": "10.00"}
 
@@ -59,7 +60,10 @@ class Demo:
     """Where Kafka's jars are kept: with the user's own broker, also when the demo has a home of its own."""
 
     def __post_init__(self) -> None:
+        # Progress goes to standard error, so that standard output has the report and nothing else.
         self.console = Console(stderr=self.as_json, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = WIDTH_OF_A_PIPE
         self.jars = self.settings.home / "broker"
         if self.seed is None:
             self.seed = secrets.randbelow(2**31)
@@ -181,7 +185,7 @@ async def _show(demo: Demo, system: System, started_in_s: float) -> Report:
     lines = script.write(demo.seed, demo.payments, run_id)
     start = await evidence.positions(settings, await evidence.topic_names(settings))
     async with Sender(system.gateway_url, demo.connections) as sender:
-        await _open_test_cards(sender, run_id)
+        await _open_test_cards(sender, f"cards-{demo.seed}-{int(time.time())}")
         guide = await _guide_call(sender) if demo.once else None
         if not demo.once:
             _print_guide(console, system.gateway_url)
@@ -230,10 +234,10 @@ async def _evidence(
     return found
 
 
-async def _open_test_cards(sender: Sender, run_id: str) -> None:
+async def _open_test_cards(sender: Sender, prefix: str) -> None:
     """409 is as good: they are there from a run before."""
     for number, pan in enumerate(TEST_CARDS):
-        body = {"request_id": f"{run_id}-card-{number}", "pan": pan, "limit": TEST_CARD_LIMIT}
+        body = {"request_id": f"{prefix}-{number}", "pan": pan, "limit": TEST_CARD_LIMIT}
         status, _, answer = await sender.call("POST", "/accounts", body)
         if status not in (200, 409):
             raise DemoFailed(f"The gateway does not open an account: {status} {answer.decode()[:300]}")

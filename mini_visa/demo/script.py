@@ -24,7 +24,7 @@ ASKED_PER_CARD_MAX: Final = {"USD": 4_900_00, "EUR": 4_900_00, "JPY": 700_000, "
 MERCHANTS: Final = 40
 SPECIAL: Final = ("unknown", "blocked", "lost", "stolen", "expired", "hasty", "lavish")
 """Lanes that end in declines: one of each in SPECIAL_EVERY, so that most payments are approved."""
-SPECIAL_EVERY: Final = 25
+SPECIAL_EVERY: Final = 36
 
 
 @dataclass
@@ -119,7 +119,7 @@ class _Writer:
         lane = self._open(limit, currency=currency)
         account = lane.account
         for _ in range(choose.randint(PAYMENTS_PER_CARD - 3, PAYMENTS_PER_CARD + 1)):
-            if self.left <= 0 or account.count >= COUNTED_PER_CARD_MAX:
+            if self.left <= 0 or account.count >= COUNTED_PER_CARD_MAX or account.available < limit // 10:
                 break
             self._buy(lane, limit)
         return lane
@@ -131,7 +131,7 @@ class _Writer:
             return
         what = choose.choices(
             ("plain", "zero", "beyond", "partial", "captured", "cvv", "currency"),
-            (84, 3, 2.2, 2, 6, 1, 1),
+            (84, 3, 2.5, 2, 6, 1, 1),
         )[0]
         amount = min(choose.randint(1, max(1, limit // 12)), room)
         extra: dict[str, Any] = {}

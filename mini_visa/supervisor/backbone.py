@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from mini_visa.broker import Broker
-from mini_visa.kafka import apply_topics, bootstrap_servers, broker_of
+from aiokafka.errors import KafkaError
+
+from mini_visa.broker import Broker, BrokerError
+from mini_visa.kafka import admin, apply_topics, bootstrap_servers, broker_of
 from mini_visa.settings import Settings
 
 CHECK_INTERVAL_S: Final = 0.5
