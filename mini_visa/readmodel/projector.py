@@ -84,6 +84,8 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
         """Positioned: how far the database is. A partition that is revoked is taken out at once."""
         self._verify: dict[TopicPartition, Applied] = {}
         """Positioned on their last record, which is to be compared before anything is applied."""
+        self._joined = False
+        """Told its partitions, which may be none."""
         self._stopping = asyncio.Event()
         self._moved = 0
         self._confirm_at = self._commit_at = 0.0
@@ -93,7 +95,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
     @property
     def ready(self) -> bool:
         """Every assigned partition goes on from where the database stands."""
-        return bool(self._applied) and not self._assigned
+        return self._joined and not self._assigned
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -164,6 +166,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
     # -- assignment --------------------------------------------------------------------------------
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._joined = False
         for tp in revoked:
             self._assigned.discard(tp)
             self._applied.pop(tp, None)
@@ -175,6 +178,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.seek(tp, 0)  # any valid position: keeps aiokafka from looking for a committed one
             self._consumer.pause(tp)
             self._assigned.add(tp)
+        self._joined = True
 
     async def _position(self) -> None:
         """Seek each newly assigned partition to where the database stands."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from postgresql import postgresql, postgresql_binaries, postgresql_database  # noqa: F401 - fixtures
 
 from mini_visa import topics
 from mini_visa.kafka import admin
@@ -45,7 +46,7 @@ class World:
     async def delete(self, *names: str) -> None:
         await self._admin("delete_topics", list(names))
         async with admin(self.settings) as client:
-            while set(names) & set(await client.list_topics()):
+            while set(names) & set(await client.list_topics()):  # noqa: ASYNC110 - the broker tells nobody
                 await asyncio.sleep(0.05)
 
     async def _admin(self, method: str, argument: Any) -> None:

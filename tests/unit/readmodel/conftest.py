@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from postgresql import postgresql, postgresql_binaries, postgresql_database  # noqa: F401 - fixtures
 
 from mini_visa.readmodel import Database, ReadModel
 from mini_visa.readmodel.apply import Applier, Batch
@@ -16,9 +17,11 @@ from mini_visa.settings import Settings
 Fill = Callable[[EventLog], Awaitable[None]]
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path)
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    """Each test runs on each database."""
+    url = "" if request.param == "sqlite" else request.getfixturevalue("postgresql_database")
+    return Settings(home=tmp_path, database_url=url)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the gateway can ask, on SQLite."""
+"""What the gateway can ask, on each database."""
 
 from __future__ import annotations
 
