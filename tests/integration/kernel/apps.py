@@ -52,7 +52,7 @@ OTHER = _topic("other", Seen)
 ROWS = versioned("rows", Row)
 NOTES = versioned("notes", str)
 
-app = create_app("counting")
+app = create_app(PREFIX)  # a service of the test's own: dead letter topics are named after it
 
 
 @app.processor(source=ITEMS, tables=[ROWS, NOTES], sinks=[SEEN, OTHER])
@@ -79,3 +79,10 @@ def count(item: Item, context: Context) -> None:
     row = Row(row.count + 1, row.total + item.number)
     context.table(ROWS)[key] = row
     context.emit(SEEN, Seen(item.number, row.count, row.total))
+
+
+if __name__ == "__main__":
+    from mini_visa.settings import settings
+    from mini_visa.streams.worker import run_apps
+
+    run_apps([app], settings())
