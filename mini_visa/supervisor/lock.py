@@ -50,12 +50,14 @@ class HomeLock:
             file.close()
             other = running(self._home)
             who = (
-                f"process {other.supervisor}, gateway {other.gateway_url}" if other else "it is just starting"
+                f"process {other.supervisor}, gateway {other.gateway_url}: use that one, or stop it with Ctrl-C "
+                f"in its terminal or `kill {other.supervisor}`"
+                if other
+                else "it is just starting or stopping: try again in a moment"
             )
-            stop = f"kill {other.supervisor}" if other else "wait for it"
             raise AlreadyRunning(
-                f"mini-visa runs already in {self._home} ({who}). Use that one, stop it with Ctrl-C in its "
-                f"terminal or `{stop}`, or give this one a home of its own: MINI_VISA_HOME=/some/directory"
+                f"mini-visa runs already in {self._home} ({who}). "
+                "Another one beside it needs a home of its own: MINI_VISA_HOME=/some/directory"
             ) from None
         self._file = file
         (self._home / "running.json").unlink(missing_ok=True)

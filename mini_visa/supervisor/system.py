@@ -191,9 +191,10 @@ class System:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.nursery.close()
-        self._set_broker(State.STOPPING)
-        await self.backbone.stop()
-        self._set_broker(State.STOPPED)
+        if self.broker_state is not State.WAITING:
+            self._set_broker(State.STOPPING)
+            await self.backbone.stop()
+            self._set_broker(State.STOPPED)
         self._lock.release()
         if not self.failure.done():
             self.failure.cancel()
