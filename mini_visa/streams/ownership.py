@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -210,8 +210,8 @@ class Ownership:
         )
         self._become(State.RUNNING)
         self._tasks = [
-            asyncio.create_task(self._guarded("fetch", self._fetch(self.next_offset))),
-            asyncio.create_task(self._guarded("run", self._run())),
+            asyncio.create_task(self._guarded("fetch", lambda: self._fetch(self.next_offset))),
+            asyncio.create_task(self._guarded("run", self._run)),
         ]
 
     def _agrees(self, progress: Progress | None, committed: int | None) -> bool:
@@ -401,9 +401,9 @@ class Ownership:
         if result.dead_letters:
             self._dead_letters.inc(result.dead_letters)
 
-    async def _guarded(self, what: str, work: Any) -> None:
+    async def _guarded(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
         try:
-            await work
+            await work()
         except asyncio.CancelledError:
             if self.state is not State.RELEASING:
                 self.fail(what, RuntimeError("cancelled from outside"))

@@ -17,6 +17,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from mini_visa.streams.store import PROGRESS_KEY, Progress, decode_progress
 from mini_visa.streams.wire import Wire
@@ -143,6 +144,11 @@ class Laboratory:
         while name in await admin.list_topics():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
+    async def configure(self, topic: str, **config: str) -> None:
+        admin = await self.admin()
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
+        await asyncio.sleep(0.2)
+
     async def delete_records(self, topic: str, partition: int, before: int) -> None:
         admin = await self.admin()
         await admin.delete_records({TopicPartition(topic, partition): RecordsToDelete(before_offset=before)})
@@ -247,8 +253,7 @@ class Laboratory:
         fault: str = "",
         instance: str = "worker-1",
         home: str = "home",
-        module: str = "tests.integration.kernel.apps",
-        python: Iterable[str] = (),
+        services: Iterable[str] = ("counting",),
         **settings: Any,
     ) -> Worker:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MINI_VISA_")}
@@ -265,7 +270,7 @@ class Laboratory:
         log_file = self.home / f"{len(self.workers)}-{instance}.log"
         with log_file.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, *python, "-m", module],
+                [sys.executable, "-m", "tests.integration.kernel.apps", *services],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,

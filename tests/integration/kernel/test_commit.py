@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from laboratory import ROOT, Laboratory
 
 from mini_visa.streams.poison import EXIT_POISONED
@@ -39,15 +38,8 @@ async def test_a_refused_changelog_batch_aborts_outputs_and_offset_too(laborator
     await laboratory.expect_exact(committed=False)
     assert laboratory.partitions and all(offset <= 10 for offset in (await laboratory.committed()).values())
     # What was refused is not lost: once the broker takes it, everything is processed, once.
-    admin = await laboratory.admin()
-    await admin.alter_configs(
-        [
-            ConfigResource(
-                ConfigResourceType.TOPIC,
-                laboratory.changelog(),
-                {"max.message.bytes": "4000000", "cleanup.policy": "compact"},
-            )
-        ]
+    await laboratory.configure(
+        laboratory.changelog(), **{"max.message.bytes": "4000000", "cleanup.policy": "compact"}
     )
     worker = laboratory.worker()
     await laboratory.done(worker)

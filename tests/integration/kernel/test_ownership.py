@@ -1,0 +1,516 @@
+"""One partition's life without a group around it: fence, restore, run, release, again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import apps
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.client import CoordinationType
+from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.structs import TopicPartition
+from laboratory import Laboratory
+
+from mini_visa.kafka import client_options
+from mini_visa.settings import Settings
+from mini_visa.streams import ownership
+from mini_visa.streams.commit import Transactions
+from mini_visa.streams.ownership import TRANSITIONS, Ownership, Plan, State
+from mini_visa.streams.poison import Fatal
+from mini_visa.streams.runtime import make_plans
+from mini_visa.streams.store import PROGRESS_KEY, Applied, Identity, RocksStore, StoreUnavailable
+from mini_visa.streams.wire import Wire
+
+pytestmark = pytest.mark.broker
+
+
+class Failures(list[tuple[str, BaseException]]):
+    """Takes what would have ended the process."""
+
+    def __call__(self, where: str, error: BaseException) -> None:
+        self.append((where, error))
+
+    async def arrive(self) -> BaseException:
+        deadline = time.monotonic() + 30
+        while not self:
+            assert time.monotonic() < deadline, "nothing failed"
+            await asyncio.sleep(0.01)
+        return self[0][1]
+
+
+class Bench:
+    """Makes ownerships of partition 0 of the counting service."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.laboratory = laboratory
+        self.failures = Failures()
+        self.made: list[Ownership] = []
+
+    async def plan(self, **settings: Any) -> Plan:
+        configuration = Settings(
+            home=self.laboratory.home / "home",
+            environment=self.laboratory.prefix,
+            broker=f"kafka://{self.laboratory.broker}",
+            **settings,
+        )
+        app = apps.counting(self.laboratory.prefix, configuration)
+        (plan,) = await make_plans(
+            app.processors.values(),
+            service=app.service,
+            settings=configuration,
+            client_options=client_options(configuration),
+        )
+        return plan
+
+    async def acquire(self, plan: Plan | None = None) -> Ownership:
+        owner = Ownership(plan or await self.plan(), 0, self.failures)
+        self.made.append(owner)
+        await owner.acquire(lambda: True)
+        return owner
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, "did not come to be"
+            assert not self.failures, self.failures
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        for owner in self.made:
+            if owner.state is State.RUNNING:
+                await owner.drain()
+            if owner.state in (State.PARKED, State.RESTORING, State.FENCING):
+                await owner.release()
+
+
+async def retire(owner: Ownership) -> None:
+    await owner.drain()
+    await owner.release()
+
+
+@pytest.fixture
+async def bench(laboratory: Laboratory) -> AsyncIterator[Bench]:
+    await laboratory.create_topics(partitions=1)
+    bench = Bench(laboratory)
+    try:
+        yield bench
+    finally:
+        await bench.close()
+
+
+@asynccontextmanager
+async def plain_producer(laboratory: Laboratory, **options: Any) -> AsyncIterator[AIOKafkaProducer]:
+    producer = AIOKafkaProducer(**laboratory.options, **options)
+    await producer.start()
+    try:
+        yield producer
+    finally:
+        await producer.stop()
+
+
+def store_path(bench: Bench) -> Path:
+    prefix = bench.laboratory.prefix
+    return bench.laboratory.home / "home" / "state" / prefix / prefix / "count" / "0"
+
+
+# -- fencing -----------------------------------------------------------------------------------------
+
+
+async def test_a_new_owner_fences_the_old_one_and_goes_on_after_its_last_commit(bench: Bench) -> None:
+    """Point 13: the producer is the token. The old owner's next commit fails; nothing of it is seen."""
+    lab = bench.laboratory
+    await lab.put(range(100))
+    plan = await bench.plan()
+    old = await bench.acquire(plan)
+    await bench.until(lambda: old.next_offset == 100)
+    failed = Failures()
+    new = Ownership(replace(plan, state=lab.home / "elsewhere"), 0, failed)
+    bench.made.append(new)
+    await new.acquire(lambda: True)
+    assert new.next_offset == 100
+    await lab.put(range(100, 200))
+    error = await bench.failures.arrive()
+    assert "Fenced" in type(error).__name__ or "Epoch" in type(error).__name__, repr(error)
+    assert old.state is State.POISONED
+    deadline = time.monotonic() + 30
+    while new.next_offset < 200:
+        assert time.monotonic() < deadline and not failed
+        await asyncio.sleep(0.01)
+    await lab.expect_exact()
+
+
+async def test_the_committed_offset_is_read_after_fencing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Point 13: whatever the old owner commits until it is fenced counts."""
+    lab = bench.laboratory
+    await lab.put(range(50))
+    plan = await bench.plan()
+    old = await bench.acquire(plan)
+    await bench.until(lambda: old.next_offset == 50)
+    fence = Transactions.fence
+
+    async def fence_late(self: Transactions) -> None:
+        # The old owner commits more at the last moment before it is fenced.
+        await lab.put(range(50, 80))
+        await bench.until(lambda: old.next_offset == 80)
+        await fence(self)
+
+    monkeypatch.setattr(Transactions, "fence", fence_late)
+    new = await bench.acquire(replace(plan, state=lab.home / "elsewhere"))
+    assert new.next_offset == 80
+    await lab.expect_exact()
+
+
+async def test_an_open_transaction_of_a_dead_owner_is_aborted_by_the_next(bench: Bench) -> None:
+    """Point 5: it hides the sink's records no longer than until the partition has an owner again."""
+    lab = bench.laboratory
+    plan = await bench.plan()
+    dead = AIOKafkaProducer(transactional_id=plan.transactional_id(0), **lab.options)
+    await dead.start()
+    await dead.begin_transaction()
+    await dead.send_and_wait(lab.seen, b'{"number":-1,"count":0,"total":0}', key=b"ghost", partition=0)
+    await lab.put(range(10))
+    owner = await bench.acquire(plan)
+    await bench.until(lambda: owner.next_offset == 10)
+    await lab.expect_exact()
+    await dead.client.close()
+
+
+# -- release -----------------------------------------------------------------------------------------
+
+
+async def test_a_partition_can_be_regained_by_the_same_process(bench: Bench) -> None:
+    """Point 15: a database that is not closed keeps its lock, and regaining the partition fails."""
+    lab = bench.laboratory
+    plan = await bench.plan()
+    for turn in range(3):
+        await lab.put(range(turn * 10, turn * 10 + 10))
+        owner = await bench.acquire(plan)
+        await bench.until(lambda: owner.next_offset == turn * 10 + 10)  # noqa: B023
+        await retire(owner)
+        assert owner.state is State.RELEASED
+    await lab.expect_exact()
+
+
+async def test_the_tables_of_a_running_partition_cannot_be_opened_twice(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers on one directory are told so."""
+    monkeypatch.setattr(RocksStore, "LOCK_WAIT_S", 0.1)
+    await bench.acquire()
+    with pytest.raises(StoreUnavailable, match="MINI_VISA_HOME"):
+        RocksStore(store_path(bench), 64 << 20)
+
+
+async def test_an_acquisition_can_be_given_up_half_way(bench: Bench) -> None:
+    """A rebalance may take a partition away while it is being restored."""
+    lab = bench.laboratory
+    plan = await bench.plan()
+    await lab.put(range(10))
+    for pause in (0.0, 0.01, 0.03, 0.1):
+        given_up = Ownership(plan, 0, bench.failures)
+        task = asyncio.create_task(given_up.acquire(lambda: True))
+        await asyncio.sleep(pause)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if given_up.state is State.RUNNING:
+            await given_up.drain()
+        await given_up.release()
+    owner = await bench.acquire(plan)
+    await bench.until(lambda: owner.next_offset == 10)
+    await lab.expect_exact()
+    assert not bench.failures
+
+
+# -- restore -----------------------------------------------------------------------------------------
+
+
+async def fill(bench: Bench, numbers: range, do: str = "") -> None:
+    """Process items, release, and leave the store on the disk."""
+    await bench.laboratory.put(numbers, do=do)
+    owner = await bench.acquire()
+    (end,) = (await bench.laboratory.ends()).values()
+    await bench.until(lambda: owner.next_offset == end)
+    await retire(owner)
+
+
+def forget_disk(bench: Bench) -> None:
+    shutil.rmtree(store_path(bench))
+
+
+async def rows_of(owner: Ownership) -> dict[bytes, bytes]:
+    assert owner._store is not None
+    return dict(owner._store.scan(b"\x01", b"\xff"))
+
+
+async def test_a_restored_store_equals_the_one_that_was_lost(bench: Bench) -> None:
+    """Point 16: rows, deletions and progress come back from the changelog."""
+    await fill(bench, range(200))
+    await fill(bench, range(7), do="delete")
+    first = await bench.acquire()
+    before = await rows_of(first)
+    await retire(first)
+    forget_disk(bench)
+    second = await bench.acquire()
+    assert await rows_of(second) == before
+    assert len(before) == 23 - 7
+    assert second.next_offset == 207
+
+
+async def test_an_aborted_tail_of_the_changelog_is_not_restored(bench: Bench) -> None:
+    """Point 16: the end is reached by position; there may be no committed record at it."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    plan = await bench.plan()
+    async with plain_producer(lab, transactional_id=plan.transactional_id(0)) as dead:
+        await dead.begin_transaction()
+        for number in range(30):
+            await dead.send_and_wait(lab.changelog(), b"ghost", key=b"rows\0ghost%d" % number, partition=0)
+        await dead.abort_transaction()
+    for keep in (True, False):
+        if not keep:
+            forget_disk(bench)
+        owner = await bench.acquire()
+        assert owner.next_offset == 50
+        assert not [key for key in await rows_of(owner) if b"ghost" in key]
+        await retire(owner)
+
+
+async def test_a_store_ahead_of_its_changelog_is_wiped(bench: Bench) -> None:
+    """Points 3, 16: the broker lost what the disk has. What is left is what counts, if offsets agree."""
+    await fill(bench, range(50))
+    store = RocksStore(store_path(bench), 64 << 20)
+    applied = store.applied()
+    assert applied is not None
+    store.write([(b"rows\0wrong", b"row")], None, Applied(10_000, applied.written_ms, applied.identity))
+    store.close()
+    owner = await bench.acquire()
+    assert b"rows\0wrong" not in await rows_of(owner)
+    assert owner.next_offset == 50
+
+
+async def test_a_store_of_other_logs_is_wiped(bench: Bench) -> None:
+    """Point 16: the same names, other topics: cluster and topic ids are stored and checked."""
+    await fill(bench, range(50))
+    store = RocksStore(store_path(bench), 64 << 20)
+    applied = store.applied()
+    assert applied is not None
+    other = Identity("another cluster", applied.identity.source, applied.identity.changelog)
+    store.write([(b"rows\0wrong", b"row")], None, Applied(3, applied.written_ms, other))
+    store.close()
+    owner = await bench.acquire()
+    assert b"rows\0wrong" not in await rows_of(owner)
+    assert owner.next_offset == 50
+
+
+async def test_a_store_behind_the_changelogs_beginning_is_wiped(bench: Bench) -> None:
+    """Point 16: records that the store has not applied are gone from the changelog's front."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    store = RocksStore(store_path(bench), 64 << 20)
+    applied = store.applied()
+    assert applied is not None
+    store.write([(b"rows\0wrong", b"row")], None, Applied(0, applied.written_ms, applied.identity))
+    store.close()
+    await lab.configure(lab.changelog(), **{"cleanup.policy": "compact,delete"})
+    await lab.delete_records(lab.changelog(), 0, 5)
+    owner = await bench.acquire()
+    assert b"rows\0wrong" not in await rows_of(owner)
+
+
+async def test_a_store_that_may_have_missed_deletions_is_wiped(bench: Bench) -> None:
+    """Point 16: tombstones are compacted away after a while; an older store would keep deleted rows."""
+    await fill(bench, range(50))
+    store = RocksStore(store_path(bench), 64 << 20)
+    applied = store.applied()
+    assert applied is not None
+    store.write([(b"rows\0wrong", b"row")], None, Applied(applied.offset, 1, applied.identity))
+    store.close()
+    owner = await bench.acquire()
+    assert b"rows\0wrong" not in await rows_of(owner)
+    assert owner.next_offset == 50
+
+
+async def test_a_recreated_changelog_is_refused(bench: Bench) -> None:
+    """Points 3, 16: the tables are gone and the offsets say they should not be."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    await lab.delete_topic(lab.changelog())
+    with pytest.raises(Fatal, match="has lost its records"):
+        await bench.acquire()
+
+
+async def test_deleted_group_offsets_are_refused(bench: Bench) -> None:
+    """Point 3: starting at the beginning again would process everything twice."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    await delete_group(lab)
+    with pytest.raises(Fatal, match="--to-offset 50"):
+        await bench.acquire()
+
+
+async def delete_group(lab: Laboratory) -> None:
+    wire = await lab.wire()
+    node = await wire._client.coordinator_lookup(CoordinationType.GROUP, lab.group())
+    await wire._client.send(node, DeleteGroupsRequest([lab.group()]))
+
+
+async def test_a_recreated_source_is_refused(bench: Bench) -> None:
+    """Point 3: its offsets mean other records now."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    await lab.delete_topic(lab.items)
+    await lab.create_topic(lab.items, partitions=1)
+    await lab.put(range(60))
+    with pytest.raises(Fatal, match="other logs"):
+        await bench.acquire()
+
+
+async def test_records_deleted_before_they_were_processed_are_refused(bench: Bench) -> None:
+    """Point 4: out of range is the end, never a silent jump."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    await lab.put(range(50, 100))
+    await lab.delete_records(lab.items, 0, 70)
+    with pytest.raises(Fatal, match="offset 50 is next"):
+        await bench.acquire()
+
+
+async def test_a_position_that_falls_out_of_the_log_while_running_is_refused(bench: Bench) -> None:
+    """Point 4, later: the fetch is answered with out of range."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    owner = Ownership(await bench.plan(), 0, bench.failures)
+    bench.made.append(owner)
+    await owner.acquire(lambda: True)
+    await owner.drain()
+    for task in owner._tasks:
+        task.cancel()
+    await asyncio.gather(*owner._tasks, return_exceptions=True)
+    bench.failures.clear()
+    await lab.put(range(50, 100))
+    await lab.delete_records(lab.items, 0, 70)
+    with pytest.raises(Fatal, match="offset 50 is next"):
+        await owner._fetch(50)
+
+
+async def test_an_empty_group_on_a_source_whose_beginning_is_gone_starts_at_what_is_left(
+    bench: Bench,
+) -> None:
+    """Point 3: both absent means the beginning, wherever that is now."""
+    lab = bench.laboratory
+    await lab.put(range(50))
+    await lab.delete_records(lab.items, 0, 20)
+    owner = await bench.acquire()
+    assert owner.next_offset >= 20
+    await bench.until(lambda: owner.next_offset == 50)
+    assert await lab.count(lab.seen) == 30
+
+
+async def test_compaction_of_the_changelog_changes_nothing(bench: Bench) -> None:
+    """Point 16: gaps in the offsets are not records that are missing."""
+    lab = bench.laboratory
+    await lab.create_topic(
+        lab.changelog(),
+        partitions=1,
+        cleanup_policy="compact",
+        segment_ms="100",
+        min_cleanable_dirty_ratio="0.01",
+        max_compaction_lag_ms="100",
+        delete_retention_ms="1",
+    )
+    for turn in range(4):
+        await fill(bench, range(turn * 100, turn * 100 + 100))
+        await asyncio.sleep(0.2)
+    first = await bench.acquire()
+    before = await rows_of(first)
+    await retire(first)
+    wire = Wire("test", lab.options)
+    await wire.start()
+    partition = TopicPartition(lab.changelog(), 0)
+    first_offset, end = await wire.bounds(partition)
+    deadline = time.monotonic() + 40
+    while True:  # until the log cleaner has been there
+        found, position = 0, first_offset
+        while position < end:
+            chunk = await wire.fetch(partition, position, bytes_max=1 << 20, wait_ms=100)
+            found, position = found + len(chunk.records), chunk.next_offset
+        if found < 90:
+            break
+        assert time.monotonic() < deadline, f"the log cleaner has not been there: {found} records"
+        await asyncio.sleep(0.5)
+    await wire.stop()
+    forget_disk(bench)
+    owner = await bench.acquire()
+    assert await rows_of(owner) == before
+    assert owner.next_offset == 400
+    await lab.expect_exact()
+
+
+async def test_an_unknown_changelog_offset_leaves_the_former_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Point 7: for a repeated batch the broker may answer -1. Rows are applied again, to the same end."""
+    lab = bench.laboratory
+    commit = Transactions.commit
+
+    async def unknown(self: Transactions, *arguments: Any) -> int:
+        await commit(self, *arguments)
+        return -1
+
+    plan = await bench.plan(batch_records_max=10)
+    monkeypatch.setattr(Transactions, "commit", unknown)
+    await lab.put(range(50))
+    owner = await bench.acquire(plan)
+    await bench.until(lambda: owner.next_offset == 50)
+    rows = await rows_of(owner)
+    await retire(owner)
+    monkeypatch.setattr(Transactions, "commit", commit)
+    store = RocksStore(store_path(bench), 64 << 20)
+    applied = store.applied()
+    store.close()
+    assert applied is not None and applied.offset == -1
+    owner = await bench.acquire(plan)
+    assert await rows_of(owner) == rows and owner.next_offset == 50
+    await lab.expect_exact()
+
+
+async def test_a_restore_that_cannot_end_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point 16: a stranger's open transaction in the changelog hides its end."""
+    monkeypatch.setattr(ownership, "RESTORE_STALL_S", 1.0)
+    lab = bench.laboratory
+    await fill(bench, range(10))
+    async with plain_producer(lab, transactional_id=f"{lab.prefix}.stranger") as stranger:
+        await stranger.begin_transaction()
+        await stranger.send_and_wait(lab.changelog(), b"x", key=b"rows\0x", partition=0)
+        with pytest.raises(Fatal, match="a transaction is open in it"):
+            await bench.acquire()
+        await stranger.abort_transaction()
+
+
+async def test_the_progress_record_is_in_every_transaction(bench: Bench) -> None:
+    """Point 3."""
+    lab = bench.laboratory
+    plan = await bench.plan(batch_records_max=5)
+    await lab.put(range(20), do="nothing")
+    owner = await bench.acquire(plan)
+    await bench.until(lambda: owner.next_offset == 20)
+    records = (await lab.read(lab.changelog()))[0]
+    assert [record.key for record in records] == [PROGRESS_KEY] * 4
+
+
+def test_every_state_can_be_left_or_is_an_end() -> None:
+    """The transition table has no dead corner."""
+    assert set(TRANSITIONS) == set(State)
+    for state, targets in TRANSITIONS.items():
+        assert targets or state in (State.RELEASED, State.POISONED)
+        assert State.NEW not in targets
