@@ -1,0 +1,94 @@
+"""What the demo sends."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from mini_visa.demo.model import VELOCITY_COUNT
+from mini_visa.demo.script import ASKED_PER_CARD_MAX, Script, text_of, write
+
+SEEDS = range(3)
+
+
+@pytest.fixture(params=SEEDS)
+def script(request: pytest.FixtureRequest) -> Script:
+    return write(request.param, 1_000, "run")
+
+
+def test_there_are_as_many_payments_as_were_asked_for():
+    for payments in (1, 7, 300, 1_001):
+        steps = [step for lane in write(1, payments, "run").lanes for step in lane.steps]
+        assert sum(step.kind == "authorize" for step in steps) == payments
+
+
+def test_a_seed_gives_the_same_script_again(script):
+    assert write(script.seed, 1_000, "run") == script
+
+
+def test_at_least_nine_in_ten_payments_are_approved(script):
+    codes = Counter(step.code for lane in script.lanes for step in lane.steps if step.kind == "authorize")
+    assert codes["00"] + codes["10"] >= 0.9 * codes.total()
+
+
+def test_every_way_to_decline_and_every_kind_of_request_is_in_it(script):
+    steps = [step for lane in script.lanes for step in lane.steps]
+    assert {step.code for step in steps if step.kind == "authorize"} == {
+        "00", "05", "10", "14", "41", "43", "51", "54", "57", "61", "62", "65",
+    }  # fmt: skip
+    assert {step.kind for step in steps} == {
+        "authorize", "increment", "capture", "reversal", "replay", "reused id", "account change",
+    }  # fmt: skip
+
+
+def test_request_ids_come_twice_in_replays_and_reused_ids_only(script):
+    ids = [lane.opening["request_id"] for lane in script.lanes if lane.opening]
+    ids += [
+        step.request_id
+        for lane in script.lanes
+        for step in lane.steps
+        if step.kind not in ("replay", "reused id")
+    ]
+    assert len(ids) == len(set(ids))
+    assert all(request_id.startswith("run-") for request_id in ids)
+
+
+def test_only_the_lanes_that_are_meant_to_come_near_the_velocity_rules(script):
+    for lane in script.lanes:
+        if not lane.burst:
+            assert lane.account.count <= VELOCITY_COUNT
+            assert lane.account.asked <= max(ASKED_PER_CARD_MAX[lane.account.currency], 200_000_00)
+            assert not {step.code for step in lane.steps} & {"61", "65"}
+
+
+def test_a_balance_is_what_its_payments_hold_and_have_captured(script):
+    for lane in script.lanes:
+        payments = lane.account.payments.values()
+        assert lane.account.held == sum(payment.held for payment in payments)
+        assert lane.account.posted == sum(payment.captured for payment in payments)
+        for payment in payments:
+            assert payment.held >= 0 and payment.captured + payment.reversed <= payment.authorized
+
+
+def test_a_replay_repeats_an_earlier_request_of_its_lane(script):
+    for lane in script.lanes:
+        for place, step in enumerate(lane.steps):
+            if step.replays is not None:
+                former = lane.steps[step.replays]
+                assert step.replays < place
+                assert (former.path, former.body) == (step.path, step.body)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "text"),
+    [
+        (1000, "USD", "10.00"),
+        (5, "USD", "0.05"),
+        (10, "JPY", "10"),
+        (12_345, "KWD", "12.345"),
+        (0, "EUR", "0.00"),
+    ],
+)
+def test_amounts_are_written_in_the_currencys_own_decimals(amount, currency, text):
+    assert text_of(amount, currency) == text

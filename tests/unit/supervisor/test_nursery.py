@@ -1,0 +1,105 @@
+"""The nursery: real processes, forked, signalled and reaped."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mini_visa.supervisor.warm import Child, NurseryLost, WarmNursery
+
+WAIT_S = 60.0
+
+
+@pytest.fixture
+async def nursery(tmp_path: Path) -> AsyncIterator[WarmNursery]:
+    opened = WarmNursery(tmp_path / "nursery.log")
+    yield opened
+    await opened.close()
+    assert not [pid for pid in opened.pids if is_alive(pid)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def gone_within(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while is_alive(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+async def fork(nursery: WarmNursery, tmp_path: Path, *arguments: str, **environment: str) -> Child:
+    return await nursery.fork("part", arguments, environment, tmp_path / "part.log")
+
+
+async def a_gateway(nursery: WarmNursery, tmp_path: Path) -> Child:
+    """A service that stays: it waits for a Kafka that is not there."""
+    return await fork(
+        nursery, tmp_path, "gateway",
+        MINI_VISA_HOME=str(tmp_path), MINI_VISA_BROKER="kafka://127.0.0.1:1", MINI_VISA_GATEWAY_PORT="0",
+    )  # fmt: skip
+
+
+async def test_a_service_runs_the_command_with_its_own_environment_and_log(nursery, tmp_path):
+    child = await fork(nursery, tmp_path, "topics", "list", MINI_VISA_BROKER="nonsense")
+    await asyncio.wait_for(child.ended.wait(), WAIT_S)
+    assert child.code == 1
+    assert "nonsense" in (tmp_path / "part.log").read_text()
+    assert os.environ.get("MINI_VISA_BROKER") != "nonsense"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process name itself so")
+async def test_a_service_is_known_by_its_name_in_the_process_list(nursery, tmp_path):
+    child = await a_gateway(nursery, tmp_path)
+    deadline = time.monotonic() + WAIT_S
+    while (name := name_of(child.pid)) != "mv-part":
+        assert time.monotonic() < deadline, name
+        await asyncio.sleep(0.02)
+
+
+async def test_a_killed_service_is_told_with_its_signal(nursery, tmp_path):
+    child = await a_gateway(nursery, tmp_path)
+    nursery.signal(child, signal.SIGKILL)
+    await asyncio.wait_for(child.ended.wait(), WAIT_S)
+    assert child.code == -signal.SIGKILL
+
+
+async def test_services_die_with_their_nursery_and_the_next_one_is_born_in_a_new_one(nursery, tmp_path):
+    child = await a_gateway(nursery, tmp_path)
+    os.kill(nursery.pids[0], signal.SIGKILL)
+    await asyncio.wait_for(child.ended.wait(), WAIT_S)
+    assert gone_within(child.pid, WAIT_S)
+    while True:
+        try:
+            other = await fork(nursery, tmp_path, "topics", "list", MINI_VISA_BROKER="nonsense")
+            break
+        except NurseryLost:
+            await asyncio.sleep(0.02)
+    await asyncio.wait_for(other.ended.wait(), WAIT_S)
+    assert other.code == 1
+
+
+async def test_services_die_with_the_nursery_that_is_closed(tmp_path):
+    nursery = WarmNursery(tmp_path / "nursery.log")
+    child = await a_gateway(nursery, tmp_path)
+    await nursery.close()
+    assert child.code is not None
+    assert gone_within(child.pid, WAIT_S)
