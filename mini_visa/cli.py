@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
+import logging
 import os
 import secrets
 import signal
@@ -466,17 +467,23 @@ def _until_interrupted() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits: 0 done, 1 an error the user can act on, 2 wrong usage or setting."""
+    # Without a handler of its own a library's warning would go to the terminal beside our error.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
         app(args=None if arguments is None else list(arguments))
     except UserError as error:
         _fail(str(error), error.exit_code)
     except ValidationError as invalid:
         _fail("\n".join(_setting_errors(invalid)), EXIT_USAGE)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader (`| head`) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if type(error).__module__ != "aiokafka.errors":  # known without importing it for every command
+            raise
+        _fail(f"Kafka refused or went away: {type(error).__name__}: {error}", 1)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
 
 
