@@ -1,0 +1,177 @@
+"""The commands as a user runs them: `mini-visa demo --once` and `mini-visa up`, in homes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mini_visa.supervisor.lock import running
+from mini_visa.supervisor.ports import free_port
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+START_S = 180.0
+"""On a machine that does other things too."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, jars_cache: Path) -> Path:
+    """A home with nothing in it but Kafka's jars, so that they are not fetched again."""
+    broker = tmp_path / "home" / "broker"
+    broker.mkdir(parents=True)
+    for libs in jars_cache.glob("libs-*"):
+        if libs.is_dir():
+            (broker / libs.name).symlink_to(libs)
+    return tmp_path / "home"
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "MINI_VISA_HOME": str(home), "MINI_VISA_GATEWAY_PORT": "0", **more}
+
+
+def mini_visa(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "mini_visa.cli", *arguments]
+
+
+def left_over(home: Path) -> dict[int, str]:
+    """Processes that have this home in their environment or on their command line."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        try:
+            known = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+            if str(home).encode() in known:
+                found[int(process.name)] = (process / "comm").read_text().strip()
+        except OSError:
+            continue
+    return found
+
+
+def none_left_within(home: Path, seconds: float) -> dict[int, str]:
+    deadline = time.monotonic() + seconds
+    while (found := left_over(home)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+class Up:
+    """A running `mini-visa up`."""
+
+    def __init__(self, home: Path, **more: str) -> None:
+        self.home = home
+        self.output = home.parent / "up.log"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                mini_visa("up"), env=environment(home, **more), stdout=output, stderr=output
+            )
+
+    def until(self, text: str, seconds: float = START_S) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.output.read_text():
+            assert self.process.poll() is None, self.output.read_text()
+            assert time.monotonic() < deadline, f"no {text!r} in: {self.output.read_text()}"
+            time.sleep(0.05)
+
+    def pids(self) -> dict[str, int]:
+        state = running(self.home)
+        return state.pids if state is not None else {}
+
+
+@pytest.fixture
+def up(home: Path) -> Iterator[Up]:
+    started = Up(home)
+    try:
+        started.until("Ready")
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
+        assert not none_left_within(home, 30.0)
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_adds_up_and_leaves_nothing(home: Path) -> None:
+    done = subprocess.run(
+        mini_visa("demo", "--once", "--payments", "300", "--json"),
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        timeout=START_S * 2,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["passed"] and report["payments"] == 300
+    assert report["approved"] >= 0.85 * report["payments"]
+    assert len(report["checks"]) == 15 and all(check["looked_at"] for check in report["checks"])
+    assert not none_left_within(home, 5.0)
+    assert not list((home / "runs").iterdir())
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_service_comes_back_and_a_stop_is_clean(up: Up) -> None:
+    before = up.pids()
+    assert set(before) == {"risk", "authorization", "projection", "gateway"}
+    os.kill(before["authorization"], signal.SIGKILL)
+    up.until("authorization: restarting")
+    up.until("restarted 1 times")
+    after = up.pids()
+    assert after["authorization"] != before["authorization"]
+    assert {name: pid for name, pid in after.items() if name != "authorization"} == {
+        name: pid for name, pid in before.items() if name != "authorization"
+    }
+
+    second = subprocess.run(mini_visa("up"), env=environment(up.home), capture_output=True, text=True)
+    assert second.returncode == 1
+    assert f"kill {up.process.pid}" in second.stderr
+
+    up.process.send_signal(signal.SIGTERM)
+    assert up.process.wait(90) == 0, up.output.read_text()
+    assert up.output.read_text().rstrip().endswith("Stopped.")
+    assert not none_left_within(up.home, 5.0)
+    for log in (up.home / "logs").glob("*.log"):
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.timeout(600)
+def test_nothing_outlives_a_killed_supervisor(up: Up) -> None:
+    assert len(left_over(up.home)) >= 7  # supervisor, nursery, four services, broker and its launcher
+    up.process.kill()
+    up.process.wait()
+    assert not none_left_within(up.home, 30.0)
+    assert running(up.home) is None
+
+
+@pytest.mark.timeout(600)
+def test_a_service_that_cannot_run_ends_everything_with_the_end_of_its_log(home: Path) -> None:
+    # A read model where no file can be: the projection says so and gives up.
+    up = Up(home, MINI_VISA_DATABASE_URL="sqlite:////proc/no-such-directory/readmodel.sqlite")
+    assert up.process.wait(START_S) == 1
+    said = up.output.read_text()
+    assert "projection ended 3 times before it was ready" in said and "no-such-directory" in said
+    assert "Traceback" not in said
+    assert not none_left_within(home, 5.0)
+
+
+def test_a_taken_port_is_named_with_who_holds_it(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as server:
+        port = server.getsockname()[1]
+        done = subprocess.run(
+            mini_visa("up"),
+            env=environment(home, MINI_VISA_GATEWAY_PORT=str(port)),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert f"port {port} of 127.0.0.1 is taken by process {os.getpid()}" in done.stderr
