@@ -168,7 +168,8 @@ async def _cluster(settings: Settings) -> AsyncIterator[Check]:
     yield _dead_letters(found)
     for check in await _lag(settings):
         yield check
-    yield await _clock(settings)
+    if topics.PAYMENT_EVENTS.name in found:
+        yield await _clock(settings)
 
 
 def _topics(settings: Settings, found: dict[str, kafka.TopicStatus]) -> Check:

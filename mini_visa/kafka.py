@@ -242,6 +242,8 @@ async def apply_topics(
         kept = [plan for plan in wanted if plan.name in existing]
         changed = await _configure(kept, client)
         await _visible(client, {plan.name: plan.partitions for plan in wanted})
+    # A leader that is named is not one that serves yet: asking for positions waits for that.
+    await end_offsets(settings, [change.name for change in created])
     return [*created, *changed]
 
 

@@ -15,8 +15,15 @@ from mini_visa.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
-PLACES_WITH_TEST_CARDS = ("tests/", "docs/", "README.md", "CHANGELOG.md", "mini_visa/demo/", "mini_visa/gateway/fields.py")
-"""Where the networks' published test numbers may stand (the gateway shows one in its API page). Elsewhere a card number has no business."""
+PLACES_WITH_TEST_CARDS = (
+    "tests/",
+    "docs/",
+    "README.md",
+    "CHANGELOG.md",
+    "mini_visa/demo/",
+    "mini_visa/gateway/fields.py",
+)
+"""Where the networks' published test numbers may stand (the gateway shows one on its API page)."""
 _CARD = re.compile(r"(?<![0-9A-Za-z.])[3-6][0-9]{12,18}(?![0-9A-Za-z])")
 
 
