@@ -100,6 +100,33 @@ class Settings(BaseSettings):
     request_window_h: int = Field(24, ge=1, le=24 * 30)
     """A request id is remembered this long, in event time."""
 
+    # -- clearing and reversal -----------------------------------------------------------------
+    clearing_cycle_s: float = Field(86_400.0, ge=0.5, le=31 * 86_400.0)
+    """Length of a settlement cycle, in event time. Cycles begin at whole multiples of it since 1970."""
+    clearing_present_again_s: float = Field(60.0, ge=0.5, le=86_400.0)
+    """A capture without an outcome is presented again after this, then each time twice as late."""
+    clearing_deadline_s: float = Field(86_400.0, ge=0.5, le=31 * 86_400.0)
+    """A presentment without an outcome for this long is called back."""
+    compensation_retry_s: float = Field(300.0, ge=0.1, le=86_400.0)
+    """A compensation without effect for this long is tried again, then each time twice as late."""
+    clearing_house_url: str = Field("http://127.0.0.1:8090", pattern=r"^https?://[^\s]+$")
+    """Where the connector finds the clearing house."""
+    clearing_house_host: str = "127.0.0.1"
+    clearing_house_port: int = Field(8090, ge=0, le=65535)
+    """Of the clearing house that comes with this project."""
+    clearing_rejections: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of presentments that this clearing house rejects."""
+    clearing_lost_answers: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of its answers that do not arrive: it has decided, and the connection ends."""
+    clearing_delay_s: float = Field(0.0, ge=0.0, le=86_400.0)
+    """How long it says "pending" before it decides."""
+    connector_in_flight_max: int = Field(64, ge=1, le=10_000)
+    """Presentments that the connector has under way at once."""
+    connector_timeout_s: float = Field(5.0, ge=0.05, le=60.0)
+    """How long the connector waits for an answer of the clearing house."""
+    connector_tries_max: int = Field(6, ge=1, le=100)
+    """How often it asks before it leaves a presentment to be presented again."""
+
     @property
     def logs(self) -> Path:
         return self.home / "logs"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from mini_visa.domain import answers, commands, events
+from mini_visa.domain import answers, clearing, commands, events, journal, saga, settlement
 from mini_visa.domain.messages import MessageCodec
 from mini_visa.streams.topic import DAY_MS, FOR_EVER_MS, HOUR_MS, AnyTopic, Topic
 
@@ -64,9 +64,100 @@ FRAUD_ALERTS: Topic[commands.FraudAlert] = Topic(
     retention_ms=90 * DAY_MS,
 )
 
-ALL: tuple[AnyTopic, ...] = (CARD_REQUESTS, ACCOUNT_COMMANDS, PAYMENT_EVENTS, GATEWAY_REPLIES, FRAUD_ALERTS)
+_journal: MessageCodec[journal.JournalEntry] = MessageCodec(journal.JournalEntry)
+LEDGER_JOURNAL: Topic[journal.JournalEntry] = Topic(
+    "ledger.journal",
+    _journal.decode,
+    _journal.encode,
+    holds="balanced entries, all postings of an event in one; hash-chained per partition",
+    written_by="ledger",
+    retention_ms=FOR_EVER_MS,
+)
 
-SERVICES = ("risk", "authorization", "projection")
+LEDGER_SETTLEMENT_JOURNAL: Topic[journal.JournalEntry] = Topic(
+    "ledger.settlement-journal",
+    _journal.decode,
+    _journal.encode,
+    key="merchant",
+    holds="the same for settlement, chains of its own",
+    written_by="ledger",
+    retention_ms=FOR_EVER_MS,
+)
+
+_ledger_postings: MessageCodec[journal.LedgerPostings] = MessageCodec(journal.LedgerPostings)
+LEDGER_POSTINGS: Topic[journal.LedgerPostings] = Topic(
+    "ledger.postings",
+    _ledger_postings.decode,
+    _ledger_postings.encode,
+    key="a merchant's ledger account; for all other postings, that of their entry",
+    holds="what the balances apply",
+    written_by="ledger",
+    retention_ms=7 * DAY_MS,
+)
+
+_submissions: MessageCodec[clearing.Submission] = MessageCodec(*get_args(clearing.Submission))
+CLEARING_SUBMISSIONS: Topic[clearing.Submission] = Topic(
+    "clearing.submissions",
+    _submissions.decode,
+    _submissions.encode,
+    key="payment",
+    holds="presentments for the clearing house, and those to call back",
+    written_by="clearing, reversal",
+    retention_ms=30 * DAY_MS,
+)
+
+_items: MessageCodec[clearing.ClearingItem | commands.Tick] = MessageCodec(
+    clearing.ClearingItem, commands.Tick
+)
+CLEARING_ITEMS: Topic[clearing.ClearingItem | commands.Tick] = Topic(
+    "clearing.items",
+    _items.decode,
+    _items.encode,
+    key="merchant",
+    holds="what changes a merchant's position; ticks, which close cycles",
+    written_by="clearing",
+    retention_ms=FOR_EVER_MS,
+)
+
+_positions: MessageCodec[settlement.SettlementPosition | settlement.CycleClosed] = MessageCodec(
+    settlement.SettlementPosition, settlement.CycleClosed
+)
+SETTLEMENT_POSITIONS: Topic[settlement.SettlementPosition | settlement.CycleClosed] = Topic(
+    "settlement.positions",
+    _positions.decode,
+    _positions.encode,
+    key="merchant",
+    holds="net positions of closed cycles",
+    written_by="clearing",
+    retention_ms=FOR_EVER_MS,
+)
+
+_sagas: MessageCodec[saga.SagaEvent] = MessageCodec(saga.SagaEvent)
+PAYMENT_SAGAS: Topic[saga.SagaEvent] = Topic(
+    "payment.sagas",
+    _sagas.decode,
+    _sagas.encode,
+    holds="sagas that are late, compensate, or ended after either",
+    written_by="reversal",
+    retention_ms=90 * DAY_MS,
+)
+
+ALL: tuple[AnyTopic, ...] = (
+    CARD_REQUESTS,
+    ACCOUNT_COMMANDS,
+    PAYMENT_EVENTS,
+    GATEWAY_REPLIES,
+    FRAUD_ALERTS,
+    LEDGER_JOURNAL,
+    LEDGER_SETTLEMENT_JOURNAL,
+    LEDGER_POSTINGS,
+    CLEARING_SUBMISSIONS,
+    CLEARING_ITEMS,
+    SETTLEMENT_POSITIONS,
+    PAYMENT_SAGAS,
+)
+
+SERVICES = ("risk", "authorization", "projection", "ledger", "clearing", "reversal")
 """Every service that processes topics, and so has dead letters. A module of `agents` each."""
 
 

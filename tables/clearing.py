@@ -1,0 +1,59 @@
+"""What clearing remembers.
+
+presentments: the presentment's key -> one without an outcome, and when it is presented again.
+presentments-due: the same by that time.
+open-positions: "cycle number/merchant/currency" -> what is to be settled. A slash in a merchant's id is
+written "%2F", and a percent sign "%25".
+open-cycle: one row, `OPEN` -> the cycle that items are counted for now.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from mini_visa.domain.clearing import Presentment
+from mini_visa.domain.settlement import OpenPosition
+from mini_visa.streams import Table, versioned
+from tables.schedule import schedule_table
+
+
+class OpenPresentment(msgspec.Struct, frozen=True):
+    presentment: Presentment
+    due: int
+    """When it is presented again, ms."""
+    times: int = 1
+    """That it was presented."""
+
+
+class OpenCycle(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    first_item: int
+    """Offset in clearing.items where this cycle began on this partition."""
+    closing: int = -1
+    """The cycle before it whose positions are not all told yet; -1: none."""
+    closing_first_item: int = 0
+    closing_end_item: int = 0
+    closing_positions: int = 0
+    """Positions of it told so far."""
+    closed_at: int = 0
+
+
+PRESENTMENTS: Table[OpenPresentment] = versioned("presentments", OpenPresentment)
+PRESENTMENTS_DUE: Table[int] = schedule_table("presentments-due")
+POSITIONS: Table[OpenPosition] = versioned("open-positions", OpenPosition)
+CYCLE: Table[OpenCycle] = versioned("open-cycle", OpenCycle)
+
+OPEN: Final = b"open"
+
+
+def position_key(cycle: int, merchant_id: str, currency: str) -> str:
+    merchant = merchant_id.replace("%", "%25").replace("/", "%2F")
+    return f"{cycle:010d}/{merchant}/{currency}"
+
+
+def merchant_of(position_key: str) -> tuple[str, str]:
+    """(merchant id, currency)"""
+    _, merchant, currency = position_key.split("/")
+    return merchant.replace("%2F", "/").replace("%25", "%"), currency
