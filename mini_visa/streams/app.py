@@ -18,7 +18,6 @@ import faust
 from faust.app.base import BootStrategy
 from mode import Service
 
-from mini_visa.errors import UserError
 from mini_visa.kafka import client_options
 from mini_visa.settings import Settings
 from mini_visa.settings import settings as process_settings
@@ -67,7 +66,7 @@ class Kernel(Service):  # type: ignore[misc]
     async def on_start(self) -> None:
         try:
             await self._start_processors()
-        except UserError as error:
+        except Exception as error:
             poison(f"{self.app.service} (start)", error)
 
     async def _start_processors(self) -> None:

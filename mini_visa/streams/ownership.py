@@ -366,9 +366,9 @@ class Ownership:
 
     async def _process(self, records: list[Any]) -> None:
         assert self._execution is not None
-        began = time.perf_counter()
+        began = time.thread_time()  # a handler's own time: a busy machine must not make batches small
         result = self._execution.run(records, timestamp_max=int(time.time() * 1000) + FUTURE_MS_MAX)
-        seconds = time.perf_counter() - began
+        seconds = time.thread_time() - began
         self._record_s += (seconds / len(records) - self._record_s) * 0.2
         self._handler_seconds.observe(seconds)
         if faults.ARMED:

@@ -119,7 +119,10 @@ class Runtime:
             for partition, ownership in self.ownerships.items()
             if kept and partition in partitions and ownership.state is State.PARKED
         }
+        epoch = self._epoch
         await self._release(set(self.ownerships) - staying)
+        if self._epoch != epoch:  # a stop has begun meanwhile
+            return
         metrics.ASSIGNED.labels(self.plan.processor.name).set(len(partitions))
         for partition in sorted(staying):
             self.ownerships[partition].resume()

@@ -24,6 +24,8 @@ from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
+from mini_visa.streams.poison import Fatal
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -187,7 +189,11 @@ class Wire:
         )
 
     async def start(self) -> None:
-        await self._client.bootstrap()
+        """Connect. Raises `Fatal` when no broker answers."""
+        try:
+            await self._client.bootstrap()
+        except errors.KafkaConnectionError as error:
+            raise Fatal(f"no broker answers: {error}. Check MINI_VISA_BROKER") from None
 
     async def stop(self) -> None:
         await self._client.close()
