@@ -17,12 +17,14 @@ from mini_visa.domain.payment import Account, Payment
 from mini_visa.readmodel import schema
 from mini_visa.readmodel.database import Database, DatabaseUnusable, first_line
 from mini_visa.readmodel.pages import Cursors, Page, PaymentFilters, page_limit
-from mini_visa.readmodel.schema import partition_and_offset
-from mini_visa.readmodel.views import storable
+from mini_visa.readmodel.schema import PARTITION_BITS, partition_and_offset
+from mini_visa.readmodel.views import is_payment_id, payment_key, storable
 from mini_visa.settings import Settings
 
 EVENTS_MAX: Final = 1_000
 """Events of one payment that are shown: its latest."""
+RARE_MAX: Final = 5_000
+PARTITIONS_MAX: Final = 1 << PARTITION_BITS
 POLL_MIN_S: Final = 0.001
 POLL_MAX_S: Final = 0.010
 NEVER_MS: Final = 2**63 - 1
@@ -116,18 +118,18 @@ class ReadModel:
 
     async def payment(self, payment_id: str) -> PaymentRecord | None:
         """The payment and its events, or None."""
+        if not is_payment_id(payment_id):
+            return None
+        first = payment_key(payment_id, 0)  # of its command's position, whichever partition that is on
+        parameters = {"first": first, "last": first + PARTITIONS_MAX - 1}
         async with self._database.engine.connect() as connection:
-            rows = (await connection.execute(_PAYMENT_EVENTS, {"id": payment_id})).all()
+            rows = (await connection.execute(_PAYMENT, parameters | {"id": payment_id})).all()
             if not rows:
                 return None
-            log = [(place, _decode(event)) for place, event in reversed(rows)]
-            payment = next((e.payment for _, e in reversed(log) if hasattr(e, "payment")), None)
-            if payment is None:  # only refused requests among the last EVENTS_MAX, or at all
-                latest = (await connection.execute(_PAYMENT, {"id": payment_id})).scalar()
-                if latest is None:
-                    return None
-                payment = _payment_of(latest)
-        return PaymentRecord(payment=payment, events=[_shown(place, event) for place, event in log])
+            key, latest = rows[0]
+            log = (await connection.execute(_PAYMENT_EVENTS, {"key": key})).all()
+        shown = [_shown(place, _decode(event)) for place, event in reversed(log)]
+        return PaymentRecord(payment=_payment_of(latest), events=shown)
 
     async def payments(
         self, filters: PaymentFilters, cursor: str | None = None, limit: int = 100
@@ -151,21 +153,29 @@ class ReadModel:
             query = query.where(table.created_at >= filters.from_ms)
         if filters.to_ms is not None:
             query = query.where(table.created_at < filters.to_ms)
+        amounts = []
         if filters.min_amount is not None:
-            query = query.where(table.amount_e4 >= _e4(filters.min_amount))
+            amounts.append(table.amount_e4 >= _e4(filters.min_amount))
         if filters.max_amount is not None:
-            query = query.where(table.amount_e4 <= _e4(filters.max_amount))
+            amounts.append(table.amount_e4 <= _e4(filters.max_amount))
+        query = query.where(*amounts)
         for key, value in filters.metadata.items():
             label = schema.payment_metadata.alias()
-            query = query.join(label, label.c.payment_id == table.payment_id).where(
+            query = query.join(label, label.c.payment_key == table.payment_key).where(
                 label.c.key == storable(key),
                 label.c.value == storable(value),
                 label.c.created_at == table.created_at,
             )
         if cursor is not None:
-            at, payment_id = cursors.read(cursor, int, str)
-            query = query.where(sa.tuple_(table.created_at, table.payment_id) < (at, payment_id))
+            last = cursors.read(cursor, int, int)
+            query = query.where(sa.tuple_(table.created_at, table.payment_key) < tuple(last))
         async with self._database.engine.connect() as connection:
+            if amounts:
+                # Newest first, many rows may pass before one has a rare amount: then by amount, and sort.
+                rare = sa.select(table.payment_key).where(*amounts).limit(RARE_MAX + 1)
+                count = await connection.scalar(sa.select(sa.func.count()).select_from(rare.subquery()))
+                if count is not None and count <= RARE_MAX:
+                    query = query.where(table.payment_key.in_(rare))
             rows = (await connection.execute(query.limit(limit + 1))).all()
         more = len(rows) > limit
         rows = rows[:limit]
@@ -298,21 +308,25 @@ class ReadModel:
 # -- statements ------------------------------------------------------------------------------------
 
 _event = schema.payment_events.c
+_payment = schema.payments.c
+_PAYMENT = (
+    sa.select(_payment.payment_key, _event.event)
+    .join(schema.payment_events, _payment.place == _event.place)
+    .where(
+        _payment.payment_key.between(sa.bindparam("first"), sa.bindparam("last")),
+        _payment.payment_id == sa.bindparam("id"),
+    )
+)
 _PAYMENT_EVENTS = (
     sa.select(_event.place, _event.event)
-    .where(_event.payment_id == sa.bindparam("id"))
+    .where(_event.payment_key == sa.bindparam("key"))
     .order_by(_event.place.desc())
     .limit(EVENTS_MAX)
 )
-_PAYMENT = (
-    sa.select(_event.event)
-    .join(schema.payments, schema.payments.c.place == _event.place)
-    .where(schema.payments.c.payment_id == sa.bindparam("id"))
-)
 _PAYMENT_LIST = (
-    sa.select(_event.event, schema.payments.c.created_at, schema.payments.c.payment_id)
-    .select_from(schema.payments.join(schema.payment_events, schema.payments.c.place == _event.place))
-    .order_by(schema.payments.c.created_at.desc(), schema.payments.c.payment_id.desc())
+    sa.select(_event.event, _payment.created_at, _payment.payment_key)
+    .select_from(schema.payments.join(schema.payment_events, _payment.place == _event.place))
+    .order_by(_payment.created_at.desc(), _payment.payment_key.desc())
 )
 _ACCOUNT = (
     sa.select(_event.event)

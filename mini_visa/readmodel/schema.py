@@ -1,8 +1,12 @@
 """The read model's tables. What is written here is what the newest migration makes; a test holds the two
 against each other.
 
-A row that shows a state (a payment, an account) keeps what is searched and `place`: where the event is
-that made it so. The state itself is read from that event, so it is stored once.
+Rows are keyed by where they come from: `place` is a record of payment.events, `payment_key` the command
+that began a payment (its position is in the payment's id). Both grow with time, so that new rows go to
+the end of a table and of its indexes.
+
+A row that shows a state (a payment, an account) keeps what is searched and the `place` of the event that
+made it so. The state itself is read from that event: it is stored once.
 
 SQL never sees a card number: a card is its token, its first six and last four digits.
 """
@@ -16,21 +20,27 @@ import sqlalchemy as sa
 HEAD: Final = "0001"
 """The migration that makes the tables below. An older or newer database is refused, see `Database`."""
 
-PLACE_SHIFT: Final = 48
+PARTITION_BITS: Final = 14
 
 metadata = sa.MetaData()
 
 
 def place_of(partition: int, offset: int) -> int:
-    """One number for a record of payment.events: partition * 2**48 + offset. It orders the events of a
-    payment and of an account, which are all on one partition, as they happened."""
-    assert 0 <= partition < 1 << 14 and 0 <= offset < 1 << PLACE_SHIFT
-    return partition << PLACE_SHIFT | offset
+    """One number for a record of a topic: offset * 2**14 + partition. On one partition it orders records
+    as they happened."""
+    assert 0 <= partition < 1 << PARTITION_BITS and 0 <= offset < 1 << 49
+    return offset << PARTITION_BITS | partition
 
 
 def partition_and_offset(place: int) -> tuple[int, int]:
     """Inverse of `place_of`."""
-    return place >> PLACE_SHIFT, place & (1 << PLACE_SHIFT) - 1
+    return place & (1 << PARTITION_BITS) - 1, place >> PARTITION_BITS
+
+
+def _key(name: str) -> sa.Column[int]:
+    """A primary key that is SQLite's own row number, and so costs no index (BIGINT would not be it)."""
+    kind = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    return sa.Column(name, kind, primary_key=True, autoincrement=False)
 
 
 positions = sa.Table(
@@ -68,22 +78,23 @@ accounts = sa.Table(
 payments = sa.Table(
     "payments",
     metadata,
-    sa.Column("payment_id", sa.Text, primary_key=True),
+    _key("payment_key"),
+    sa.Column("payment_id", sa.Text, nullable=False),
     sa.Column("account_id", sa.Text, nullable=False),
     sa.Column("client", sa.Text, nullable=False),
     sa.Column("merchant_id", sa.Text, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
     sa.Column("currency", sa.Text, nullable=False),
     # In ten-thousandths of the currency's unit, so that 10.00 USD, 10 JPY and 10.000 KWD compare.
     sa.Column("amount_e4", sa.BigInteger, nullable=False),
     sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
     sa.Column("place", sa.BigInteger, nullable=False),
-    # Each list is newest first and goes on after (created_at, payment_id).
-    sa.Index("payments_by_time", "created_at", "payment_id"),
-    sa.Index("payments_by_account", "account_id", "created_at", "payment_id"),
-    sa.Index("payments_by_merchant", "merchant_id", "created_at", "payment_id"),
-    sa.Index("payments_by_status", "status", "created_at", "payment_id"),
-    sa.Index("payments_by_amount", "amount_e4", "created_at", "payment_id"),
+    # Each list is newest first and goes on after (created_at, payment_key).
+    sa.Index("payments_by_time", "created_at", "payment_key"),
+    sa.Index("payments_by_account", "account_id", "created_at", "payment_key"),
+    sa.Index("payments_by_merchant", "merchant_id", "created_at", "payment_key"),
+    sa.Index("payments_by_status", "status", "created_at", "payment_key"),
+    sa.Index("payments_by_amount", "amount_e4", "created_at", "payment_key"),
 )
 
 payment_metadata = sa.Table(
@@ -92,29 +103,23 @@ payment_metadata = sa.Table(
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("value", sa.Text, primary_key=True),
     sa.Column("created_at", sa.BigInteger, primary_key=True),
-    sa.Column("payment_id", sa.Text, primary_key=True),
+    sa.Column("payment_key", sa.BigInteger, primary_key=True, autoincrement=False),
     sqlite_with_rowid=False,
 )
 
 payment_events = sa.Table(
     "payment_events",
     metadata,
-    # BigInteger would not be SQLite's own row number, which costs no index.
-    sa.Column(
-        "place",
-        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-        primary_key=True,
-        autoincrement=False,
-    ),
+    _key("place"),
     sa.Column("account_id", sa.Text, nullable=False),
     # Null: a fact that changes no account (a refused request, an unknown card).
     sa.Column("seq", sa.BigInteger),
-    sa.Column("payment_id", sa.Text),
+    sa.Column("payment_key", sa.BigInteger),
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("type", sa.Text, nullable=False),
     # The record's value as it is in the topic.
     sa.Column("event", sa.Text, nullable=False),
-    sa.Index("payment_events_by_payment", "payment_id", "place"),
+    sa.Index("payment_events_by_payment", "payment_key", "place"),
     sa.Index("payment_events_by_account", "account_id", "at", "place"),
 )
 

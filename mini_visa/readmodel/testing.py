@@ -18,6 +18,7 @@ import msgspec
 from mini_visa import topics
 from mini_visa.domain import events
 from mini_visa.domain.commands import FraudAlert
+from mini_visa.domain.ids import payment_id as made_id
 from mini_visa.domain.payment import (
     Account,
     Capture,
@@ -33,6 +34,7 @@ from mini_visa.streams.topic import partition_of
 START_MS: Final = 1_767_225_600_000
 """2026-01-01T00:00:00Z."""
 STEP_MS: Final = 10
+COMMANDS_APART: Final = 3
 
 
 class EventLog:
@@ -84,7 +86,7 @@ class EventLog:
         account = self.accounts[account_id]
         approved = account.available >= amount
         payment = Payment(
-            payment_id=f"pay_{account_id}_{len(self.payments):08x}",
+            payment_id=self._new_id(account_id),
             account=account_id,
             client=client,
             request_id=f"r{len(self.payments)}",
@@ -109,7 +111,7 @@ class EventLog:
 
     def unknown_card(self, account_id: str, amount: int = 1_000) -> str:
         payment = Payment(
-            payment_id=f"pay_{account_id}_{len(self.payments):08x}",
+            payment_id=self._new_id(account_id),
             account=account_id,
             client="local",
             request_id=f"r{len(self.payments)}",
@@ -225,8 +227,12 @@ class EventLog:
         self._append(self.partition(account_id), account_id.encode(), fact)
         self.now += STEP_MS
 
+    def _new_id(self, account_id: str) -> str:
+        """Of a payment that the next command begins."""
+        return made_id(account_id, self._commands[self.partition(account_id)] + COMMANDS_APART)
+
     def _append(self, partition: int, key: bytes, fact: Any) -> None:
-        self._commands[partition] += 3  # commands have other offsets than their events
+        self._commands[partition] += COMMANDS_APART  # commands have other offsets than their events
         self._put(partition, key, topics.PAYMENT_EVENTS.encode(fact(self._commands[partition])))
 
     def _put(self, partition: int, key: bytes, value: bytes | None) -> None:

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, get_args
 
 from mini_visa import topics
 from mini_visa.domain import events
 from mini_visa.domain.commands import FraudAlert
+from mini_visa.domain.ids import InvalidId, account_of
 from mini_visa.domain.money import EXPONENTS
+from mini_visa.domain.payment import Account, Payment
 from mini_visa.readmodel import schema
-from mini_visa.readmodel.schema import PLACE_SHIFT
-from mini_visa.readmodel.writes import Changes, Write
+from mini_visa.readmodel.schema import PARTITION_BITS
+from mini_visa.readmodel.writes import Changes, Row, Write
 from mini_visa.streams.topic import AnyTopic
 
 NO_POSITION: Final = -1
 NUL_STAND_IN: Final = "\ufffd"
 
-ACCOUNTS = Write(schema.accounts, "replace")
-PAYMENTS = Write(schema.payments, "replace")
+ACCOUNTS = Write(
+    schema.accounts, ["status", "currency", "credit_limit", "held", "posted", "version", "place"]
+)
+PAYMENTS = Write(schema.payments, ["status", "place"])
 METADATA = Write(schema.payment_metadata, "ignore")
 EVENTS = Write(schema.payment_events, "never")
 ALERTS = Write(schema.alerts, "ignore")
@@ -63,72 +67,97 @@ class View:
     NO_POSITION when none of the records tells one."""
 
 
+def is_payment_id(text: str) -> bool:
+    """Clients say which payment they mean, and it need not be one."""
+    try:
+        account_of(text)
+    except InvalidId:
+        return False
+    return True
+
+
+def payment_key(payment_id: str, partition: int) -> int:
+    """Where the payment began: its id ends with the position of its first command, in hexadecimal."""
+    return int(payment_id[payment_id.rindex("_") + 1 :], 16) << PARTITION_BITS | partition
+
+
 def payment_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
-    """payment.events: each event as it is, and the payment and the account as it left them."""
-    accounts, payments = changes.rows(ACCOUNTS), changes.rows(PAYMENTS)
-    metadata, log = changes.rows(METADATA), changes.rows(EVENTS)
+    """payment.events: each event as it is, and the payment and the account as the last of them left them."""
     decode = topics.PAYMENT_EVENTS.decode
-    base = partition << PLACE_SHIFT
+    accounts: dict[str, tuple[Account, int]] = {}
+    payments: dict[int, tuple[Payment, int]] = {}
+    log = changes.rows(EVENTS)
     position = NO_POSITION
     for record in records:
         try:
-            event = decode(record.value)
+            event: Any = decode(record.value)
         except ValueError as error:
             refuse(record, str(error))
             continue
         position = event.position
-        if isinstance(event, events.TimePassed):
+        kind = type(event)
+        if kind is events.TimePassed:
             continue
-        place = base | record.offset
-        seq = payment = None
-        if isinstance(event, events.AccountEvent):
-            account, seq = event.account, event.seq
-            account_id = account.account_id
-            accounts[account_id] = (
-                account_id,
-                account.status.value,
-                account.currency,
-                account.limit,
-                account.held,
-                account.posted,
-                account.version,
-                place,
-            )
-            if isinstance(event, events.PaymentEvent):
-                payment = event.payment
-        elif isinstance(event, events.PaymentUnknownCard):
-            payment, account_id = event.payment, event.payment.account
+        place = record.offset << PARTITION_BITS | partition
+        seq = key = None
+        if kind in _ON_AN_ACCOUNT:
+            account_id, seq = event.account.account_id, event.seq
+            accounts[account_id] = event.account, place
+            if kind in _ON_A_PAYMENT:
+                key = payment_key(event.payment.payment_id, partition)
+                payments[key] = event.payment, place
+        elif kind is events.PaymentUnknownCard:
+            account_id = event.payment.account
+            key = payment_key(event.payment.payment_id, partition)
+            payments[key] = event.payment, place
         else:
             account_id = event.account_id
-        payment_id = None
-        if payment is not None:
-            payment_id = payment.payment_id
-            payments[payment_id] = (
-                payment_id,
-                payment.account,
-                storable(payment.client),
-                storable(payment.merchant.id),
-                payment.status.value,
-                payment.currency,
-                payment.amount * SCALE_E4.get(payment.currency, 100),
-                payment.created_at,
-                place,
-            )
-            for key, value in payment.metadata.items():
-                row = (storable(key), storable(value), payment.created_at, payment_id)
-                metadata[row] = row
-        elif isinstance(event, events.RequestRefused):
-            payment_id = event.payment_id or None
-        log[place] = (
-            place,
-            account_id,
-            seq,
-            payment_id,
-            event.at,
-            type(event).__struct_config__.tag,
-            record.value.decode(),
-        )
+            if kind is events.RequestRefused and is_payment_id(event.payment_id):
+                key = payment_key(event.payment_id, partition)
+        log[place] = place, account_id, seq, key, event.at, _TYPES[kind], record.value.decode()
+    _account_rows(accounts, changes.rows(ACCOUNTS))
+    _state_rows(payments, changes.rows(PAYMENTS), changes.rows(METADATA))
     return position
+
+
+def _account_rows(accounts: dict[str, tuple[Account, int]], rows: dict[Any, Row]) -> None:
+    for account_id, (account, place) in accounts.items():
+        rows[account_id] = (
+            account_id,
+            account.status.value,
+            account.currency,
+            account.limit,
+            account.held,
+            account.posted,
+            account.version,
+            place,
+        )
+
+
+def _state_rows(
+    payments: dict[int, tuple[Payment, int]], rows: dict[Any, Row], metadata: dict[Any, Row]
+) -> None:
+    for key, (payment, place) in payments.items():
+        rows[key] = (
+            key,
+            payment.payment_id,
+            payment.account,
+            storable(payment.client),
+            storable(payment.merchant.id),
+            payment.currency,
+            payment.amount * SCALE_E4.get(payment.currency, 100),
+            payment.created_at,
+            payment.status.value,
+            place,
+        )
+        for name, value in payment.metadata.items():
+            row = (storable(name), storable(value), payment.created_at, key)
+            metadata[row] = row
+
+
+_TYPES: Final = {kind: kind.__struct_config__.tag for kind in get_args(events.PaymentFact)}
+_ON_AN_ACCOUNT: Final = frozenset(kind for kind in _TYPES if issubclass(kind, events.AccountEvent))
+_ON_A_PAYMENT: Final = frozenset(kind for kind in _TYPES if issubclass(kind, events.PaymentEvent))
 
 
 def alert_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:

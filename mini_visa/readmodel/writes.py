@@ -1,8 +1,8 @@
 """Rows in bulk: a batch's rows per table, and the few statements that write them.
 
-SQLite takes hundreds of rows a statement (`VALUES (...), (...)`): it is twice as fast as a row at a
-time, and the interpreter's lock is given up and taken back per statement, not per row. PostgreSQL takes
-one array a column (`unnest`): one statement and one round trip for any number of rows.
+SQLite takes many rows a statement (`VALUES (...), (...)`): the interpreter's lock is given up and taken
+back per statement, and another busy thread may keep it for 5 ms each time. PostgreSQL takes one array a
+column (`unnest`): one statement and one round trip for any number of rows.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 Row = tuple[Any, ...]
 
-SQLITE_ROWS: Final = (256, 64, 16, 4, 1)
+SQLITE_ROWS: Final = (64, 8, 1)
 """Rows a statement. Few sizes, so that each statement is prepared once and stays in the cache."""
 
 
 class Write:
     """How rows of `table` are written, all columns of it in the order of the schema.
 
-    `again` says what happens to a row whose primary key is there: "replace" the other columns,
-    "ignore" the new row, or "never" (it would be a bug: the transaction fails).
+    `again` says what happens to a row whose primary key is there: the named columns change (an index is
+    written anew only if one of its columns is among them), "ignore" the new row, or "never" (it would be
+    a bug: the transaction fails).
     """
 
-    def __init__(self, table: sa.Table, again: Literal["replace", "ignore", "never"]) -> None:
+    def __init__(self, table: sa.Table, again: Sequence[str] | Literal["ignore", "never"]) -> None:
         self.table = table
         self.columns = [column.name for column in table.columns]
-        keys = [column.name for column in table.primary_key]
         conflict = ""
         if again == "ignore":
             conflict = " ON CONFLICT DO NOTHING"
-        elif again == "replace":
-            others = ", ".join(f'"{name}" = excluded."{name}"' for name in self.columns if name not in keys)
-            conflict = f" ON CONFLICT ({_names(keys)}) DO UPDATE SET {others}"
+        elif again != "never":
+            keys = [column.name for column in table.primary_key]
+            changes = ", ".join(f'"{name}" = excluded."{name}"' for name in again)
+            conflict = f" ON CONFLICT ({_names(keys)}) DO UPDATE SET {changes}"
         self._head = f'INSERT INTO "{table.name}" ({_names(self.columns)}) '
         self._tail = conflict
 
@@ -79,7 +80,9 @@ class Changes:
         return self._rows.setdefault(write, {})
 
     def items(self) -> Iterable[tuple[Write, list[Row]]]:
-        return ((write, list(rows.values())) for write, rows in self._rows.items())
+        """Rows in the order of their primary keys, which come first in each: a table and its indexes are
+        then filled from one end, and two writers lock rows in one order."""
+        return ((write, sorted(rows.values())) for write, rows in self._rows.items())
 
     def __len__(self) -> int:
         return sum(map(len, self._rows.values()))

@@ -36,45 +36,41 @@ def upgrade() -> None:
     )
     op.create_table(
         "payments",
-        sa.Column("payment_id", sa.Text, primary_key=True),
+        _key("payment_key"),
+        sa.Column("payment_id", sa.Text, nullable=False),
         sa.Column("account_id", sa.Text, nullable=False),
         sa.Column("client", sa.Text, nullable=False),
         sa.Column("merchant_id", sa.Text, nullable=False),
-        sa.Column("status", sa.Text, nullable=False),
         sa.Column("currency", sa.Text, nullable=False),
         sa.Column("amount_e4", sa.BigInteger, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
         sa.Column("place", sa.BigInteger, nullable=False),
     )
-    op.create_index("payments_by_time", "payments", ["created_at", "payment_id"])
-    op.create_index("payments_by_account", "payments", ["account_id", "created_at", "payment_id"])
-    op.create_index("payments_by_merchant", "payments", ["merchant_id", "created_at", "payment_id"])
-    op.create_index("payments_by_status", "payments", ["status", "created_at", "payment_id"])
-    op.create_index("payments_by_amount", "payments", ["amount_e4", "created_at", "payment_id"])
+    op.create_index("payments_by_time", "payments", ["created_at", "payment_key"])
+    op.create_index("payments_by_account", "payments", ["account_id", "created_at", "payment_key"])
+    op.create_index("payments_by_merchant", "payments", ["merchant_id", "created_at", "payment_key"])
+    op.create_index("payments_by_status", "payments", ["status", "created_at", "payment_key"])
+    op.create_index("payments_by_amount", "payments", ["amount_e4", "created_at", "payment_key"])
     op.create_table(
         "payment_metadata",
         sa.Column("key", sa.Text, primary_key=True),
         sa.Column("value", sa.Text, primary_key=True),
         sa.Column("created_at", sa.BigInteger, primary_key=True),
-        sa.Column("payment_id", sa.Text, primary_key=True),
+        sa.Column("payment_key", sa.BigInteger, primary_key=True, autoincrement=False),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "payment_events",
-        sa.Column(
-            "place",
-            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
-            primary_key=True,
-            autoincrement=False,
-        ),
+        _key("place"),
         sa.Column("account_id", sa.Text, nullable=False),
         sa.Column("seq", sa.BigInteger),
-        sa.Column("payment_id", sa.Text),
+        sa.Column("payment_key", sa.BigInteger),
         sa.Column("at", sa.BigInteger, nullable=False),
         sa.Column("type", sa.Text, nullable=False),
         sa.Column("event", sa.Text, nullable=False),
     )
-    op.create_index("payment_events_by_payment", "payment_events", ["payment_id", "place"])
+    op.create_index("payment_events_by_payment", "payment_events", ["payment_key", "place"])
     op.create_index("payment_events_by_account", "payment_events", ["account_id", "at", "place"])
     op.create_table(
         "alerts",
@@ -85,3 +81,8 @@ def upgrade() -> None:
         sa.Column("alert", sa.Text, nullable=False),
     )
     op.create_index("alerts_by_time", "alerts", ["at", "alert_id"])
+
+
+def _key(name: str) -> sa.Column[int]:
+    kind = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+    return sa.Column(name, kind, primary_key=True, autoincrement=False)
