@@ -68,9 +68,10 @@ def judge(request: Authorize | Increment, context: Context) -> None:
         raise Impossible("its key is not its account")
     if isinstance(request, Authorize):
         exponent = EXPONENTS.get(request.currency, -1)
-        currency, merchant_id = request.currency if request.currency_given else "", request.merchant.id
+        assumed, merchant_id = request.currency, request.merchant.id
+        currency = assumed if request.currency_given else ""
     else:
-        exponent, currency, merchant_id = request.exponent, "", ""
+        exponent, assumed, currency, merchant_id = request.exponent, "", "", ""
     if exponent not in DECIMALS or not 0 <= request.amount <= AMOUNT_MAX:
         raise Impossible("its amount is out of range, or its currency is not one of ISO 4217")
 
@@ -88,7 +89,7 @@ def judge(request: Authorize | Increment, context: Context) -> None:
     rules = in_force(tables[RULES])
     velocity, verdict = risk.assess(
         cards.get(account, NEW_CARD), rules, at=context.record_timestamp, now=now,
-        amount=request.amount, exponent=exponent, currency=currency, merchant_id=merchant_id,
+        amount=request.amount, exponent=exponent, currency=currency, assumed=assumed, merchant_id=merchant_id,
     )  # fmt: skip
     cards[account] = velocity
     requests[key] = Assessed(now, rules.number, verdict.score, verdict.response_code, verdict.hits)

@@ -305,15 +305,16 @@ def assess(
     amount: int,
     exponent: int,
     currency: str = "",
+    assumed: str = "",
     merchant_id: str = "",
 ) -> tuple[Velocity, Verdict]:
     """Count a request and decide on it, in one step: what it adds is in what it is judged by.
 
     `at` is the request's own time and `now` the partition's (ms). `amount` is in minor units with
     `exponent` decimals. `currency` is "" when the request names none: the card's last one decides the
-    thresholds then, if its decimals agree.
+    thresholds then (of a card's first requests, the one that the gateway `assumed`), if its decimals agree.
     """
-    known = currency or velocity.currency
+    known = currency or velocity.currency or assumed
     rings, names, retention_ms = rules.plan(known if EXPONENTS.get(known) == exponent else "", exponent)
     if at < now - LATENESS_MS:
         at = now - LATENESS_MS

@@ -87,6 +87,8 @@ class NaiveRisk:
             exponent, merchant = CURRENCIES[request.currency], request.merchant.id
             if request.currency_given:
                 self.currency[request.account] = request.currency
+            else:
+                self.currency.setdefault(request.account, request.currency)
         else:
             exponent, merchant = request.exponent, ""
         currency = self.currency.get(request.account, "")

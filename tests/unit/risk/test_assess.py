@@ -126,6 +126,13 @@ def test_an_increment_counts_by_the_cards_last_currency():
     assert service.alerts()[0].currency == "JPY"
 
 
+def test_a_first_request_that_names_no_currency_is_judged_by_the_one_the_gateway_assumed():
+    service = RiskService()
+    yen = an_authorize("r1", 12_345, currency="JPY", currency_given=False)
+    assert not hits_of(service.ask(yen))
+    assert hits_of(service.ask(an_authorize("r2", 740_000, currency="JPY", currency_given=False)))
+
+
 def test_a_request_that_names_no_currency_is_judged_by_the_cards_last_one():
     service = RiskService()
     service.ask(an_authorize("r1", 0, currency="HUF"))
