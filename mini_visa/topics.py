@@ -157,7 +157,7 @@ ALL: tuple[AnyTopic, ...] = (
     PAYMENT_SAGAS,
 )
 
-SERVICES = ("risk", "authorization", "projection", "ledger", "clearing", "reversal")
+SERVICES = ("risk", "authorization", "projection", "ledger", "clearing", "reversal", "connector")
 """Every service that processes topics, and so has dead letters. A module of `agents` each."""
 
 

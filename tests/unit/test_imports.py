@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         frozenset(
             {
                 "agents",
+                "mini_visa.clearing_house",
                 "mini_visa.domain",
                 "mini_visa.errors",
                 "mini_visa.readmodel",

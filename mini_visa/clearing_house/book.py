@@ -1,0 +1,173 @@
+"""The clearing house's book: one decision per presentment, however often it is asked.
+
+It is an outside party with a mind, a disk and a clock of its own, as awkward as it is told to be.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from mini_visa.domain.clearing import ACCEPTED, CANCELLED, REJECTED
+
+PENDING: Final = "pending"
+REASON: Final = "account_data_invalid"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS presentments (
+    key TEXT PRIMARY KEY,
+    digest TEXT NOT NULL,
+    currency TEXT NOT NULL,
+    amount INTEGER NOT NULL,
+    decides_at REAL NOT NULL,
+    decision TEXT NOT NULL,
+    times INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class Conduct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How it behaves. Whom it hits follows from keys and `seed`, so a run can be repeated."""
+
+    rejections: Share = 0.0
+    """Share of presentments that are rejected."""
+    lost_answers: Share = 0.0
+    """Share of answers that do not arrive, although it has decided."""
+    delay_s: Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)] = 0.0
+    """How long it says "pending" first."""
+    seed: int = 0
+
+
+class Presented(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A presentment as it comes in."""
+
+    amount: Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+    """Minor units."""
+    currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
+    captured_at: Annotated[int, msgspec.Meta(ge=0)]
+    card_bin: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{0,8}\Z")] = ""
+    card_last4: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{0,4}\Z")] = ""
+    merchant_id: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    mcc: Annotated[str, msgspec.Meta(max_length=256)] = ""
+    authorization_code: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    key: str
+    status: str
+    """pending, accepted, rejected or cancelled; all but the first for good."""
+    reason: str = ""
+
+
+class OtherBody(ValueError):
+    """The key was used for another presentment."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Decided presentments of one currency."""
+
+    status: str
+    currency: str
+    presentments: int
+    amount: int
+
+
+class Book:
+    """In the SQLite file `path`; None: in memory. `clock` gives seconds."""
+
+    def __init__(self, path: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._rows = sqlite3.connect(path or ":memory:", isolation_level=None)
+        self._rows.execute("PRAGMA journal_mode=WAL")
+        self._rows.execute("PRAGMA synchronous=NORMAL")
+        self._rows.execute(_SCHEMA)
+        self._clock = clock
+        self.conduct = Conduct()
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def present(self, key: str, presented: Presented) -> Answer:
+        """Decide, the first time; afterwards say what was decided. Raises `OtherBody`."""
+        digest = sha256(msgspec.json.encode(presented)).hexdigest()
+        rejected = self._share("reject", key) < self.conduct.rejections
+        self._rows.execute(
+            "INSERT INTO presentments VALUES (?, ?, ?, ?, ?, ?, 1)"
+            " ON CONFLICT (key) DO UPDATE SET times = times + 1",
+            (
+                key,
+                digest,
+                presented.currency,
+                presented.amount,
+                self._clock() + self.conduct.delay_s,
+                REJECTED if rejected else ACCEPTED,
+            ),
+        )
+        row = self._row(key)
+        assert row is not None
+        if row[0] not in (digest, ""):
+            raise OtherBody("this key was used for another presentment")
+        return self._answer(key, row)
+
+    def find(self, key: str) -> Answer | None:
+        """None: never seen."""
+        row = self._row(key)
+        return None if row is None else self._answer(key, row)
+
+    def cancel(self, key: str) -> Answer:
+        """Call it back. What is decided stays decided; what was never seen will not be accepted any more."""
+        self._rows.execute(
+            "INSERT INTO presentments VALUES (?, '', '', 0, 0, ?, 0) ON CONFLICT (key)"
+            " DO UPDATE SET decision = excluded.decision WHERE decides_at > ?",
+            (key, CANCELLED, self._clock()),
+        )
+        row = self._row(key)
+        assert row is not None
+        return self._answer(key, row)
+
+    def times(self, key: str) -> int:
+        """How often it was presented."""
+        found = self._rows.execute("SELECT times FROM presentments WHERE key = ?", (key,)).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def loses(self, key: str, ask: int) -> bool:
+        """Whether the answer number `ask` about `key` gets lost."""
+        return self._share(f"lose {ask}", key) < self.conduct.lost_answers
+
+    def totals(self) -> list[Totals]:
+        """What was decided so far, by status and currency."""
+        return [
+            Totals(*row)
+            for row in self._rows.execute(
+                "SELECT decision, currency, count(*), sum(amount) FROM presentments"
+                " WHERE decides_at <= ? GROUP BY 1, 2 ORDER BY 1, 2",
+                (self._clock(),),
+            )
+        ]
+
+    def _row(self, key: str) -> Any:
+        return self._rows.execute(
+            "SELECT digest, decides_at, decision FROM presentments WHERE key = ?", (key,)
+        ).fetchone()
+
+    def _answer(self, key: str, row: Any) -> Answer:
+        _, decides_at, decision = row
+        if decision != CANCELLED and decides_at > self._clock():
+            return Answer(key, PENDING)
+        return Answer(key, decision, REASON if decision == REJECTED else "")
+
+    def _share(self, what: str, key: str) -> float:
+        """Evenly spread over [0, 1), the same each time."""
+        digest = sha256(f"{self.conduct.seed}/{what}/{key}".encode()).digest()
+        return int.from_bytes(digest[:7], "big") / (1 << 56)
