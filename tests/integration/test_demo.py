@@ -7,85 +7,22 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from whole_system import START_S, Up, environment, left_over, make_home, mini_visa, none_left_within
 
 from mini_visa.supervisor.lock import running
 from mini_visa.supervisor.ports import free_port
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
-START_S = 180.0
-"""On a machine that does other things too."""
-
 
 @pytest.fixture
 def home(tmp_path: Path, jars_cache: Path) -> Path:
-    """A home with nothing in it but Kafka's jars, so that they are not fetched again."""
-    broker = tmp_path / "home" / "broker"
-    broker.mkdir(parents=True)
-    for libs in jars_cache.glob("libs-*"):
-        if libs.is_dir():
-            (broker / libs.name).symlink_to(libs)
-    return tmp_path / "home"
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    return {**os.environ, "MINI_VISA_HOME": str(home), "MINI_VISA_GATEWAY_PORT": "0", **more}
-
-
-def mini_visa(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "mini_visa.cli", *arguments]
-
-
-def left_over(home: Path) -> dict[int, str]:
-    """Processes that have this home in their environment or on their command line."""
-    found = {}
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit() or int(process.name) == os.getpid():
-            continue
-        try:
-            known = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
-            if str(home).encode() in known:
-                found[int(process.name)] = (process / "comm").read_text().strip()
-        except OSError:
-            continue
-    return found
-
-
-def none_left_within(home: Path, seconds: float) -> dict[int, str]:
-    deadline = time.monotonic() + seconds
-    while (found := left_over(home)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
-class Up:
-    """A running `mini-visa up`."""
-
-    def __init__(self, home: Path, **more: str) -> None:
-        self.home = home
-        self.output = home.parent / "up.log"
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                mini_visa("up"), env=environment(home, **more), stdout=output, stderr=output
-            )
-
-    def until(self, text: str, seconds: float = START_S) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.output.read_text():
-            assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, f"no {text!r} in: {self.output.read_text()}"
-            time.sleep(0.05)
-
-    def pids(self) -> dict[str, int]:
-        state = running(self.home)
-        return state.pids if state is not None else {}
+    return make_home(tmp_path, jars_cache)
 
 
 @pytest.fixture
@@ -95,9 +32,7 @@ def up(home: Path) -> Iterator[Up]:
         started.until("Ready")
         yield started
     finally:
-        started.process.kill()
-        started.process.wait()
-        assert not none_left_within(home, 30.0)
+        started.end()
 
 
 @pytest.mark.timeout(600)
