@@ -63,7 +63,7 @@ class Context:
     """What a handler may know and do. Time, ids and state come from here and nowhere else."""
 
     __slots__ = (
-        "_counts", "_outputs", "_sinks", "key", "offset", "partition", "record_timestamp", "tables",
+        "_alongside", "_counts", "_outputs", "_sinks", "key", "offset", "partition", "record_timestamp", "tables",
         "timestamp",
     )  # fmt: skip
 
@@ -72,6 +72,7 @@ class Context:
         partition: int,
         tables: Mapping[AnyTable, TableView[Any]],
         sinks: frozenset[AnyTopic],
+        alongside: frozenset[AnyTopic],
         partition_counts: Mapping[str, int],
         outputs: list[RawOutput],
     ) -> None:
@@ -84,6 +85,7 @@ class Context:
         self.record_timestamp = 0
         """The record's own time in ms, for what may be late: it goes back and forth."""
         self._sinks = sinks
+        self._alongside = alongside
         self._counts = partition_counts
         self._outputs = outputs
 
@@ -103,14 +105,15 @@ class Context:
         """Send `message` in this batch's transaction, at this record's event time.
 
         `key` defaults to the record's own. Without `partition` the record's own partition is used for
-        its own key (the topics are co-partitioned), and Kafka's default partitioner for another key.
+        its own key on a topic keyed like the source (they are co-partitioned), and Kafka's default
+        partitioner for another key or another kind of topic.
         """
         assert topic in self._sinks, f"{topic} is not among this processor's sinks"
         if partition is None:
-            if key is None or key == self.key:
+            if (key is None or key == self.key) and topic in self._alongside:
                 partition = self.partition
             else:
-                partition = partition_of(key, self._counts[topic.name])
+                partition = partition_of(key or self.key or b"", self._counts[topic.name])
         self._outputs.append(
             (
                 topic.name,
@@ -164,6 +167,7 @@ class Execution:
         self._dead_letters = dead_letters
         self._views = {table: TableView(table, store) for table in processor.tables}
         self._sinks = frozenset(processor.sinks)
+        self._alongside = frozenset(sink for sink in processor.sinks if sink.key == processor.source.key)
         self._counts = partition_counts
         self._open = False
 
@@ -179,7 +183,7 @@ class Execution:
         self._open = True
         outputs: list[RawOutput] = []
         views = tuple(self._views.values())
-        context = Context(self.partition, self._views, self._sinks, self._counts, outputs)
+        context = Context(self.partition, self._views, self._sinks, self._alongside, self._counts, outputs)
         decode, handler = self.processor.source.decode, self.processor.handler
         now, dead = self.partition_time, 0
         for record in records:
