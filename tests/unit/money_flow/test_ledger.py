@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from a_pipeline import ACCOUNT, DAY, MIDNIGHT, Pipeline
 from msgspec.structs import replace
 
+from agents.testing import ACCOUNT, DAY, MIDNIGHT, Pipeline
 from mini_visa import topics
 from mini_visa.domain.events import PaymentAuthorized
 from mini_visa.domain.journal import (

@@ -61,12 +61,13 @@ class Pipeline:
 
     def put(self, topic: Any, message: Any, key: bytes) -> None:
         """Write to a topic, and let everything happen that follows from it."""
-        waiting = deque([(topic.name, topic.encode(message), key)])
+        waiting: deque[tuple[str, bytes | None, bytes | None]] = deque()
+        waiting.append((topic.name, topic.encode(message), key))
         while waiting:
-            name, value, key = waiting.popleft()
+            name, value, record_key = waiting.popleft()
             for driver in self.drivers.values():
                 if driver.processor.source.name == name:
-                    for output in driver.send_raw(value, key=key, at=self.at):
+                    for output in driver.send_raw(value, key=record_key, at=self.at):
                         assert output.topic != "dead-letters", dict(output.headers)
                         waiting.append((output.topic, output.value, output.key))
             if name == topics.CLEARING_SUBMISSIONS.name:
