@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import getpass
 import logging
 import os
@@ -43,6 +44,12 @@ app = typer.Typer(
 broker_commands = typer.Typer(no_args_is_help=True, help="The Kafka broker of this machine.")
 topic_commands = typer.Typer(no_args_is_help=True, help="The topics, with their configuration.")
 account_commands = typer.Typer(no_args_is_help=True, help="Card accounts.")
+key_commands = typer.Typer(
+    no_args_is_help=True, help="Keys of the gateway's clients (MINI_VISA_AUTH=required)."
+)
+read_model_commands = typer.Typer(
+    no_args_is_help=True, help="The SQL database that queries are answered from."
+)
 payment_commands = typer.Typer(no_args_is_help=True, help="Payments.")
 event_commands = typer.Typer(no_args_is_help=True, help="payment.events, the source of truth.")
 
@@ -52,6 +59,8 @@ app.add_typer(payment_commands, name="payments", rich_help_panel=USE)
 app.add_typer(event_commands, name="events", rich_help_panel=USE)
 app.add_typer(broker_commands, name="broker", rich_help_panel=RUN_PARTS)
 app.add_typer(topic_commands, name="topics", rich_help_panel=RUN_PARTS)
+app.add_typer(read_model_commands, name="readmodel", rich_help_panel=RUN_PARTS)
+app.add_typer(key_commands, name="keys", rich_help_panel=RUN_PARTS)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Url = Annotated[str, typer.Option(help="The gateway's address.", envvar="MINI_VISA_URL")]
@@ -166,10 +175,22 @@ def worker(services: Annotated[list[str], typer.Argument(help="Such as: risk aut
 def gateway() -> None:
     """Run the HTTP gateway in this process until SIGTERM or Ctrl-C."""
     from mini_visa import log_format
+    from mini_visa.domain.cards import InvalidTokenKey
     from mini_visa.gateway.app import run
 
-    log_format.configure(settings().log_level)
-    run(settings())
+    configured = settings()
+    log_format.configure(configured.log_level)
+    try:
+        run(configured)
+    except InvalidTokenKey as unusable:
+        raise UserError(f"A tokenization key cannot be used: {unusable}") from unusable
+    except OSError as failure:
+        if failure.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            raise
+        raise UserError(
+            f"The gateway cannot listen on {configured.gateway_host}:{configured.gateway_port} "
+            f"({failure.strerror}). Choose another: MINI_VISA_GATEWAY_PORT=8081."
+        ) from failure
 
 
 @broker_commands.command("start")
@@ -290,6 +311,100 @@ def _kept(config: dict[str, str]) -> str:
     if hours < 0:
         return "for ever"
     return f"{hours / 24:g} days" if hours >= 24 else f"{hours:g} h"
+
+
+@read_model_commands.command("migrate")
+def read_model_migrate(as_json: Json = False) -> None:
+    """Make the database's tables, or bring them up to date. Again: does nothing."""
+    from mini_visa.readmodel.database import Database
+
+    async def migrate() -> dict[str, str | None]:
+        database = Database.of(settings(), write=True)
+        try:
+            # The setting that switches this off for services is about their start, not about us.
+            await database.prepare(settings().model_copy(update={"database_migrate": True}))
+            return {"database": str(database), "schema": await database.revision()}
+        finally:
+            await database.close()
+
+    done = asyncio.run(migrate())
+    if as_json:
+        print_json(done)
+    else:
+        out().print(f"{done['database']}: schema {done['schema']}", soft_wrap=True)
+
+
+@read_model_commands.command("rebuild")
+def read_model_rebuild(as_json: Json = False) -> None:
+    """Empty the database; the projection fills it again from the beginning of the log."""
+    from mini_visa.readmodel.database import Database
+    from mini_visa.readmodel.rebuild import rebuild
+
+    async def begin_anew() -> str:
+        database = Database.of(settings(), write=True)
+        try:
+            if database.sqlite and not database.file.exists():
+                await database.migrate()
+            await rebuild(database)
+            return str(database)
+        finally:
+            await database.close()
+
+    emptied = asyncio.run(begin_anew())
+    if as_json:
+        print_json({"database": emptied, "emptied": True})
+    else:
+        out().print(
+            f"{emptied} is empty. The projection fills it: mini-visa worker projection", soft_wrap=True
+        )
+
+
+@key_commands.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="Of the client: its request ids are a space of their own.")],
+    scope: Annotated[
+        list[str], typer.Option(help="Such as payments:write; several: repeat it.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Make a key. It is shown once; the gateway keeps its digest only, and knows it within a second."""
+    from mini_visa.gateway.access import create_key, keys_file
+
+    key = create_key(keys_file(settings()), name, scope)
+    print_json({"name": name, "scopes": scope, "key": key}) if as_json else sys.stdout.write(key + "\n")
+
+
+@key_commands.command("list")
+def keys_list(as_json: Json = False) -> None:
+    """Every key that was made, without its secret."""
+    from mini_visa.gateway.access import keys_file, list_keys
+
+    keys = list_keys(keys_file(settings()))
+    if as_json:
+        print_json([
+            {"key_id": key.key_id, "name": key.name, "scopes": key.scopes, "created_at": key.created_at,
+             "revoked_at": key.revoked_at or None}
+            for key in keys
+        ])  # fmt: skip
+        return
+    shown = table("id", "client", "scopes", "made", "revoked")
+    for key in keys:
+        shown.add_row(key.key_id, key.name, " ".join(key.scopes), key.created_at, key.revoked_at)
+    out().print(shown)
+
+
+@key_commands.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="See `mini-visa keys list`.")], as_json: Json = False
+) -> None:
+    """Refuse a key from now on."""
+    from mini_visa.gateway.access import keys_file, revoke_key
+
+    key = revoke_key(keys_file(settings()), key_id)
+    if as_json:
+        print_json({"key_id": key.key_id, "name": key.name, "revoked_at": key.revoked_at})
+    else:
+        out().print(f"{key.name}'s key {key.key_id} is refused since {key.revoked_at}.")
 
 
 # -- use it ----------------------------------------------------------------------------------------

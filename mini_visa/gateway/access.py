@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 
 from mini_visa.domain.commands import LOCAL_CLIENT
+from mini_visa.errors import UserError
 from mini_visa.gateway.problems import Problem
 from mini_visa.settings import Settings
 
@@ -43,7 +44,7 @@ _KEY: Final = re.compile(r"mvk_([0-9a-f]{12})_[A-Za-z0-9_-]{43}", re.ASCII)
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
-class AccessError(ValueError):
+class AccessError(UserError, ValueError):
     """The keys file, or what was asked of it, cannot be used. The text says what to do."""
 
 

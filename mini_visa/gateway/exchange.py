@@ -23,6 +23,7 @@ from mini_visa import topics
 from mini_visa.domain.answers import Answer
 from mini_visa.domain.commands import Command
 from mini_visa.domain.messages import Undecodable
+from mini_visa.errors import UserError
 from mini_visa.streams.topic import AnyTopic, partition_of
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class NoAnswer(Exception):
     """The deadline passed, or the broker failed: the command may be in the log, now or later."""
 
 
-class TopicsMissing(RuntimeError):
+class TopicsMissing(UserError):
     """The cluster lacks topics that the gateway needs."""
 
 

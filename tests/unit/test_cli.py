@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import re
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from mini_visa import cli
+from mini_visa.readmodel import schema
 from mini_visa.settings import settings
 
+ROOT = Path(__file__).parents[2]
 PAN = "4111111111111111"
 PROBLEM = {
     "title": "Bad Request",
@@ -164,6 +170,72 @@ class TestBrokerCommands:
         ran = run("broker", "stop", MINI_VISA_BROKER="kafka://elsewhere:9092")
         assert ran.code == 1
         assert "cluster elsewhere" in ran.err
+
+
+class TestKeys:
+    def test_a_key_is_shown_once_listed_without_its_secret_and_revoked(self, run, tmp_path):
+        home = {"MINI_VISA_HOME": str(tmp_path)}
+        key = run("keys", "create", "shop", "--scope", "payments:write", **home).out.strip()
+        assert key.startswith("mvk_")
+        (listed,) = json.loads(run("keys", "list", "--json", **home).out)
+        assert (listed["name"], listed["scopes"], listed["revoked_at"]) == ("shop", ["payments:write"], None)
+        assert key not in run("keys", "list", **home).out
+        assert json.loads(run("keys", "revoke", listed["key_id"], "--json", **home).out)["revoked_at"]
+
+    def test_an_unknown_scope_is_one_line_with_the_known_ones(self, run, tmp_path):
+        ran = run("keys", "create", "shop", "--scope", "money", MINI_VISA_HOME=str(tmp_path))
+        assert ran.code == 1
+        assert "payments:write" in ran.err and ran.err.count("\n") == 1
+
+
+class TestGateway:
+    def test_it_says_how_to_start_the_broker_that_it_needs(self, run, tmp_path):
+        ran = run("gateway", MINI_VISA_HOME=str(tmp_path))
+        assert ran.code == 1
+        assert "`mini-visa broker start`" in ran.err and ran.err.count("\n") == 1
+
+    def test_it_says_which_tokenization_key_it_cannot_use(self, run, tmp_path):
+        (tmp_path / "token-keys").write_text("1:short\n")
+        ran = run("gateway", MINI_VISA_HOME=str(tmp_path), MINI_VISA_BROKER="kafka://127.0.0.1:1")
+        assert ran.code == 1
+        assert "token-keys" in ran.err and "short" not in ran.err and ran.err.count("\n") == 1
+
+
+class TestReadModel:
+    def test_its_tables_are_made_and_a_second_time_changes_nothing(self, run, tmp_path):
+        home = {"MINI_VISA_HOME": str(tmp_path)}
+        first = json.loads(run("readmodel", "migrate", "--json", **home).out)
+        assert (tmp_path / "readmodel.sqlite").exists()
+        assert json.loads(run("readmodel", "migrate", "--json", **home).out) == first
+
+    @pytest.mark.parametrize("revision", [None, "9999"])
+    def test_a_rebuild_empties_it_whatever_version_made_it(self, run, tmp_path, revision):
+        home = {"MINI_VISA_HOME": str(tmp_path)}
+        run("readmodel", "migrate", **home)
+        with contextlib.closing(sqlite3.connect(tmp_path / "readmodel.sqlite")) as database, database:
+            row = {"topic": "payment.events", "last_checksum": "x"}
+            columns = [column.name for column in schema.positions.columns]
+            values = [row.get(name, 0) for name in columns]
+            database.execute(
+                f"INSERT INTO positions ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                values,
+            )
+            if revision:
+                database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        assert json.loads(run("readmodel", "rebuild", "--json", **home).out)["emptied"] is True
+        with contextlib.closing(sqlite3.connect(tmp_path / "readmodel.sqlite")) as database:
+            assert database.execute("SELECT count(*) FROM positions").fetchone() == (0,)
+        assert run("readmodel", "migrate", **home).code == 0
+
+
+def test_every_command_that_a_text_of_the_program_names_exists():
+    """An error that sends its reader to a command that is not there is worse than none."""
+    known = {path for path, _ in _all_commands()}
+    groups = {path[0] for path in known}
+    for source in (ROOT / "mini_visa").rglob("*.py"):
+        for first, second in re.findall(r"[`:] ?mini-visa ([a-z]+)(?: ([a-z]+))?", source.read_text()):
+            assert first in groups, (source, first)
+            assert (first,) in known or not second or (first, second) in known, (source, first, second)
 
 
 class TestGatewayCommands:
