@@ -63,8 +63,8 @@ class Context:
     """What a handler may know and do. Time, ids and state come from here and nowhere else."""
 
     __slots__ = (
-        "_alongside", "_counts", "_outputs", "_sinks", "key", "offset", "partition", "record_timestamp", "tables",
-        "timestamp",
+        "_alongside", "_counts", "_outputs", "_sinks", "key", "offset", "partition", "record_timestamp",
+        "tables", "timestamp",
     )  # fmt: skip
 
     def __init__(

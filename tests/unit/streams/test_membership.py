@@ -1,0 +1,57 @@
+"""Who gets which partitions."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mini_visa.streams.membership import Claim, share_out
+
+NEW = Claim(-1, [])
+
+
+def test_a_member_that_joins_takes_as_few_partitions_as_make_it_even() -> None:
+    shares = share_out(range(4), {"a": Claim(1, [0, 1, 2, 3]), "b": NEW})
+    assert shares["a"] == [0, 1] and shares["b"] == [2, 3]
+
+
+def test_a_member_that_leaves_moves_only_its_own() -> None:
+    before = {"a": Claim(3, [0, 4]), "b": Claim(3, [1, 5]), "c": Claim(3, [2, 3])}
+    del before["c"]
+    shares = share_out(range(6), before)
+    assert {0, 4} <= set(shares["a"]) and {1, 5} <= set(shares["b"])
+
+
+def test_of_two_that_claim_a_partition_the_later_owner_keeps_it() -> None:
+    shares = share_out(range(2), {"a": Claim(2, [0, 1]), "b": Claim(5, [1])})
+    assert shares == {"a": [0], "b": [1]}
+
+
+def test_a_member_that_starts_gets_what_is_on_its_disk() -> None:
+    shares = share_out(range(4), {"a": Claim(-1, [2, 3]), "b": Claim(-1, [0, 1])})
+    assert shares == {"a": [2, 3], "b": [0, 1]}
+
+
+CLAIMS = st.dictionaries(
+    st.text("abcdef", min_size=1, max_size=3),
+    st.builds(Claim, st.integers(-1, 5), st.lists(st.integers(0, 30), unique=True)),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(st.integers(0, 25), CLAIMS)
+def test_every_partition_has_one_owner_and_numbers_differ_by_one_at_most(
+    count: int, claims: dict[str, Claim]
+) -> None:
+    shares = share_out(range(count), claims)
+    assert sorted(part for share in shares.values() for part in share) == list(range(count))
+    sizes = [len(share) for share in shares.values()]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(1, 25), st.integers(1, 6))
+def test_an_even_assignment_is_left_as_it_is(count: int, members: int) -> None:
+    first = share_out(range(count), {f"m{number}": NEW for number in range(members)})
+    again = share_out(range(count), {name: Claim(1, share) for name, share in first.items()})
+    assert again == first
