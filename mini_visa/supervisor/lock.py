@@ -50,8 +50,8 @@ class HomeLock:
             file.close()
             other = running(self._home)
             who = (
-                f"process {other.supervisor}, gateway {other.gateway_url}: use that one, or stop it with Ctrl-C "
-                f"in its terminal or `kill {other.supervisor}`"
+                f"process {other.supervisor}, gateway {other.gateway_url}: use that one, or stop it with "
+                f"Ctrl-C in its terminal or `kill {other.supervisor}`"
                 if other
                 else "it is just starting or stopping: try again in a moment"
             )

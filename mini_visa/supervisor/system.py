@@ -98,7 +98,8 @@ class System:
     """async with System(settings) as system: everything runs; after the block nothing does.
 
     A service that ends unasked is started again at once; one that keeps ending ends the system: await
-    `failure`. `changed` is called after each change of state, for a display.
+    `failure`. `changed` is called after each change of state, for a display; `before_start` before each start
+    of a service, when no process of it runs (a test wipes its disk there).
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class System:
         services: tuple[Service, ...] = SERVICES,
         jars: Path | None = None,
         changed: Callable[[], None] = lambda: None,
+        before_start: Callable[[Service], None] = lambda _: None,
     ) -> None:
         port = settings.gateway_port or free_port(settings.gateway_host)
         self.settings = settings.model_copy(update={"gateway_port": port})
@@ -131,6 +133,7 @@ class System:
         """Never has a result; has the exception `SystemFailed` when the system cannot go on."""
         self._lock = HomeLock(settings.home)
         self._changed = changed
+        self._before_start = before_start
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -224,6 +227,7 @@ class System:
             part.starts += 1
             part.ready.clear()
             self._changed()
+            self._before_start(part.service)
             try:
                 child = await self.nursery.fork(
                     part.service.name, part.service.command, self._environment(part), part.log
