@@ -49,7 +49,6 @@ HANDLER_S_MAX: Final = 0.25
 """Batches are cut so that the handler holds the event loop no longer than about this."""
 FUTURE_MS_MAX: Final = 60_000
 """A record further ahead of the clock than this is dead-lettered: it would expire everything."""
-RESTORE_BYTES_MAX: Final = 4 << 20
 RESTORE_STALL_S: Final = 60.0
 """A restore that does not advance for so long never will."""
 
@@ -266,27 +265,38 @@ class Ownership:
         self._applied_offset = position - 1
         records, progressed = 0, time.monotonic()
         counter = metrics.RESTORED.labels(self.plan.processor.name)
-        while position < end:
-            chunk = await self._wire.fetch(
-                self._changelog, position, bytes_max=RESTORE_BYTES_MAX, wait_ms=FETCH_WAIT_MS
-            )
-            if chunk.next_offset == position:
-                if time.monotonic() - progressed > RESTORE_STALL_S:
+        fetching = self._fetch_changelog(position) if position < end else None
+        try:
+            while fetching is not None:
+                chunk = await fetching
+                if chunk.next_offset > position:
+                    position, progressed = chunk.next_offset, time.monotonic()
+                elif time.monotonic() - progressed > RESTORE_STALL_S:
                     raise Fatal(
                         f"{self.name}: restoring stands at offset {position} of {end} of "
                         f"{self._changelog.topic} for {RESTORE_STALL_S:.0f} s: a transaction is open in it"
                     )
-                continue
-            position, progressed = chunk.next_offset, time.monotonic()
-            rows: list[Change] = [(record.key, record.value) for record in chunk.records]
-            self._applied_offset = position - 1
-            store.write(rows, None, self._applied())
-            records += len(rows)
-            counter.inc(len(rows))
-            if faults.ARMED:
-                await faults.reach("restore_batch")
-            await asyncio.sleep(0)
+                fetching = self._fetch_changelog(position) if position < end else None
+                await asyncio.sleep(0)  # the request goes out, and is answered while these rows are written
+                if not chunk.records:
+                    continue
+                rows: list[Change] = [(record.key, record.value) for record in chunk.records]
+                self._applied_offset = position - 1
+                store.write(rows, None, self._applied())
+                records += len(rows)
+                counter.inc(len(rows))
+                if faults.ARMED:
+                    await faults.reach("restore_batch")
+        finally:
+            if fetching is not None:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
         return _Restored(records, from_disk)
+
+    def _fetch_changelog(self, position: int) -> asyncio.Task[Chunk]:
+        return asyncio.create_task(
+            self._wire.fetch(self._changelog, position, bytes_max=FETCH_BYTES_MAX, wait_ms=FETCH_WAIT_MS)
+        )
 
     def _stale(self, applied: Applied, first: int, end: int) -> str | None:
         """Why the store on disk cannot be carried on from, or None."""
