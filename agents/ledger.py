@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 from mini_visa import topics
 from mini_visa.domain.clearing import name_of
 from mini_visa.domain.events import AccountEvent, PaymentEvent, PaymentFact
@@ -11,14 +13,17 @@ from mini_visa.domain.journal import (
     JournalEntry,
     LedgerPostings,
     Unbalanced,
-    sealed,
+    seal,
 )
-from mini_visa.domain.ledger import Posting, Postings, postings_of
+from mini_visa.domain.ledger import Posting, Postings, payable_of, postings_of
 from mini_visa.domain.settlement import CycleClosed, SettlementPosition, settle
 from mini_visa.streams import Context, Impossible, Table
 from mini_visa.streams.app import create_app
 from mini_visa.streams.topic import Topic
 from tables.ledger import BALANCES, CHAIN, HEAD, NOT_POSTED, SETTLEMENT_CHAIN, Balance
+
+PAYABLE: Final = payable_of("x").removesuffix("x")
+NO_ENTRY: Final = ChainHead()
 
 app = create_app("ledger")
 
@@ -41,9 +46,11 @@ def journal(event: PaymentFact, context: Context) -> None:
         account=event.account.account_id, payment_id=payment.payment_id if payment else "",
         merchant_id=merchant_id, reference=event.request_id,
     )  # fmt: skip
-    merchants = tuple(posting for posting in postings if posting.account.startswith("payable:"))
-    post(context, entry, tuple(posting for posting in postings if posting not in merchants))
-    post(context, entry, merchants, owner=merchants[0].account if merchants else "")
+    merchants = tuple(posting for posting in postings if posting.account.startswith(PAYABLE))
+    if merchants:
+        post(context, entry, merchants, owner=merchants[0].account)
+        postings = tuple(posting for posting in postings if posting not in merchants)
+    post(context, entry, postings)
 
 
 @app.processor(
@@ -85,16 +92,15 @@ def write(
     chain: Table[ChainHead],
     journal: Journal,
     postings: Postings,
-    **facts: object,
+    **facts: Any,
 ) -> JournalEntry:
     """Seal the entry, as the next of this partition's chain, and write it."""
     heads = context.table(chain)
-    draft = JournalEntry(
-        journal=journal, partition=context.partition, number=0, source=context.offset, postings=postings,
-        previous="", hash="", **facts,  # type: ignore[arg-type]
-    )  # fmt: skip
     try:
-        entry = sealed(heads.get(HEAD, ChainHead()), draft)
+        entry = seal(
+            heads.get(HEAD, NO_ENTRY), journal=journal, partition=context.partition, source=context.offset,
+            postings=postings, **facts,
+        )  # fmt: skip
     except Unbalanced as error:
         raise Impossible(f"not posted: {error}") from None
     heads[HEAD] = ChainHead(entry.number, entry.hash)

@@ -4,15 +4,18 @@ an item of its settlement.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
-
-from msgspec.structs import replace
 
 from mini_visa.domain.events import (
     CaptureCleared,
+    CaptureRejected,
+    ChargebackOpened,
+    ChargebackRepresented,
     PaymentCaptured,
     PaymentEvent,
     PaymentFact,
+    PaymentRefunded,
 )
 from mini_visa.domain.ids import account_of
 from mini_visa.domain.ledger import NO_MERCHANT, payable_of, postings_of
@@ -111,33 +114,42 @@ def presentment_of(event: PaymentCaptured) -> Presentment:
 def item_of(event: PaymentFact) -> ClearingItem | None:
     """What `event` changes in what is owed to its merchant, by the very posting that the ledger makes of
     it: so settlement and ledger cannot differ."""
-    if not isinstance(event, PaymentEvent):
+    if type(event) not in _ON_MERCHANTS or not isinstance(event, PaymentEvent):
         return None
     payable = payable_of(event.payment.merchant.id)
     posting = next((posting for posting in postings_of(event) if posting.account == payable), None)
     if posting is None:
         return None
+    sale, returned, interchange, scheme_fee = max(0, -posting.amount), max(0, posting.amount), 0, 0
+    if isinstance(event, CaptureCleared):
+        sale, returned = event.amount, event.refund_posted
+        interchange, scheme_fee = event.interchange, event.scheme_fee
     item = ClearingItem(
         merchant_id=event.payment.merchant.id or NO_MERCHANT,
         currency=posting.currency,
         kind=name_of(event),
         payment_id=event.payment.payment_id,
         at=event.at,
-        sale=max(0, -posting.amount),
-        returned=max(0, posting.amount),
+        sale=sale,
+        returned=returned,
+        interchange=interchange,
+        scheme_fee=scheme_fee,
     )
-    if isinstance(event, CaptureCleared):
-        item = replace(
-            item,
-            sale=event.amount,
-            returned=event.refund_posted,
-            interchange=event.interchange,
-            scheme_fee=event.scheme_fee,
-        )
     assert item.net == -posting.amount, "an item that the ledger does not know"
     return item
 
 
+_ON_MERCHANTS: Final = frozenset(
+    {CaptureCleared, CaptureRejected, PaymentRefunded, ChargebackOpened, ChargebackRepresented}
+)
+"""Events that may post on what is owed to a merchant; the others need not be looked at."""
+
+
 def name_of(message: Message) -> str:
     """A message's type without its version."""
-    return str(message.__struct_config__.tag).partition("/")[0]
+    return _name(type(message))
+
+
+@cache
+def _name(kind: type[Message]) -> str:
+    return str(kind.__struct_config__.tag).partition("/")[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -78,42 +78,70 @@ class LedgerPostings(Message, frozen=True, kw_only=True, omit_defaults=True, tag
 
 def check_balanced(postings: Iterable[Posting]) -> None:
     """Raises `Unbalanced`."""
-    sums: Counter[str] = Counter()
-    for posting in postings:
-        if not -AMOUNT_MAX <= posting.amount <= AMOUNT_MAX or posting.amount == 0:
+    sums: dict[str, int] = {}
+    for _, currency, amount in postings:
+        if not -AMOUNT_MAX <= amount <= AMOUNT_MAX or amount == 0:
             raise Unbalanced("a posting is nothing or out of range")
-        sums[posting.currency] += posting.amount
+        sums[currency] = sums.get(currency, 0) + amount
     if not sums or any(sums.values()):
         raise Unbalanced("debits and credits differ")
 
 
-def sealed(head: ChainHead, entry: JournalEntry) -> JournalEntry:
-    """`entry` as the one after `head`. Raises `Unbalanced`."""
-    check_balanced(entry.postings)
-    next_entry = msgspec.structs.replace(entry, number=head.number + 1, previous=head.hash)
-    return msgspec.structs.replace(next_entry, hash=hash_of(next_entry))
+def seal(
+    head: ChainHead,
+    *,
+    journal: Journal,
+    partition: int,
+    at: int,
+    source: int,
+    kind: str,
+    postings: tuple[Posting, ...],
+    account: str = "",
+    payment_id: str = "",
+    merchant_id: str = "",
+    reference: str = "",
+) -> JournalEntry:
+    """The entry after `head`. Raises `Unbalanced`."""
+    check_balanced(postings)
+    number, previous = head.number + 1, head.hash
+    return JournalEntry(
+        journal=journal,
+        partition=partition,
+        number=number,
+        at=at,
+        source=source,
+        kind=kind,
+        postings=postings,
+        account=account,
+        payment_id=payment_id,
+        merchant_id=merchant_id,
+        reference=reference,
+        previous=previous,
+        hash=_hash(
+            (
+                previous, journal, partition, number, at, source, kind,
+                account, payment_id, merchant_id, reference, postings,
+            )
+        ),
+    )  # fmt: skip
+
+
+def hash_of(entry: JournalEntry) -> str:
+    """What `entry.hash` must be."""
+    return _hash(
+        (
+            entry.previous, entry.journal, entry.partition, entry.number, entry.at, entry.source, entry.kind,
+            entry.account, entry.payment_id, entry.merchant_id, entry.reference, entry.postings,
+        )
+    )  # fmt: skip
 
 
 _canonical: Final = msgspec.json.Encoder()
 
 
-def hash_of(entry: JournalEntry) -> str:
-    """What `entry.hash` must be. Over a list of values in a fixed order, so that a field that is added
-    to the message one day does not change the hashes of what was written before."""
-    facts = (
-        entry.previous,
-        entry.journal,
-        entry.partition,
-        entry.number,
-        entry.at,
-        entry.source,
-        entry.kind,
-        entry.account,
-        entry.payment_id,
-        entry.merchant_id,
-        entry.reference,
-        entry.postings,
-    )
+def _hash(facts: tuple[Any, ...]) -> str:
+    """Over a list of values in a fixed order, so that a field that is added to the message one day does
+    not change the hashes of what was written before."""
     return sha256(_canonical.encode(facts)).hexdigest()
 
 

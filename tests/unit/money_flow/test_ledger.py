@@ -16,7 +16,7 @@ from mini_visa.domain.journal import (
     TrialBalance,
     Unbalanced,
     hash_of,
-    sealed,
+    seal,
     verify,
 )
 from mini_visa.domain.ledger import Posting
@@ -27,18 +27,17 @@ RECEIVABLE = f"receivable:cardholder:{ACCOUNT}"
 HOLDS = f"holds:cardholder:{ACCOUNT}"
 
 
-def an_entry(*postings: tuple[str, str, int], **fields) -> JournalEntry:
-    defaults = {
-        "journal": "payments", "partition": 0, "number": 0, "at": MIDNIGHT, "source": 7, "kind": "test",
-        "previous": "", "hash": "",
-    }  # fmt: skip
-    return JournalEntry(postings=tuple(Posting(*posting) for posting in postings), **(defaults | fields))
+def an_entry(head: ChainHead, *postings: tuple[str, str, int], source: int = 7) -> JournalEntry:
+    return seal(
+        head, journal="payments", partition=0, at=MIDNIGHT, source=source, kind="test",
+        postings=tuple(Posting(*posting) for posting in postings),
+    )  # fmt: skip
 
 
 def a_chain(length: int) -> list[JournalEntry]:
     entries, head = [], ChainHead()
     for n in range(length):
-        entry = sealed(head, an_entry(("a", "USD", 5 + n), ("b", "USD", -5 - n), source=n))
+        entry = an_entry(head, ("a", "USD", 5 + n), ("b", "USD", -5 - n), source=n)
         head = ChainHead(entry.number, entry.hash)
         entries.append(entry)
     return entries
@@ -152,7 +151,7 @@ def test_an_event_whose_amount_is_out_of_range_is_a_dead_letter_and_the_chain_go
 )
 def test_what_does_not_balance_is_never_written(postings):
     with pytest.raises(Unbalanced):
-        sealed(ChainHead(), an_entry(*postings))
+        an_entry(ChainHead(), *postings)
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,19 @@ def test_calling_back_is_tried_again_each_time_later_and_said_each_time():
     assert [event.tries for event in flow.saga_events] == [1, 2, 3, 4]
 
 
+def test_an_overdue_saga_stays_overdue_for_the_captures_that_still_wait():
+    flow = Pipeline()
+    payment = flow.authorize("100.00")
+    flow.capture(payment, "40.00", final=False)
+    flow.capture(payment, "60.00")
+    flow.tick(DAY / 1000)
+    flow.clear(payment, 1)
+    saga = sagas(flow)[payment]
+    assert (saga.waiting, saga.tries, saga.deadline) == ((2,), 1, flow.at + 300_000)
+    flow.tick(300)
+    assert flow.cancelled == [f"{payment}-1", f"{payment}-2", f"{payment}-2"]
+
+
 def test_a_late_acceptance_completes_the_saga_and_says_so():
     flow = Pipeline()
     payment = flow.authorize("100.00")
