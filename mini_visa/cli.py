@@ -171,6 +171,16 @@ def worker(services: Annotated[list[str], typer.Argument(help="Such as: risk aut
     run(services, settings())
 
 
+@app.command("clearing-house", rich_help_panel=RUN_PARTS)
+def clearing_house() -> None:
+    """Run the clearing house that the connector talks to, until SIGTERM or Ctrl-C."""
+    from mini_visa import log_format
+    from mini_visa.clearing_house.app import run
+
+    log_format.configure(settings().log_level)
+    run(settings())
+
+
 @app.command(rich_help_panel=RUN_PARTS)
 def gateway() -> None:
     """Run the HTTP gateway in this process until SIGTERM or Ctrl-C."""

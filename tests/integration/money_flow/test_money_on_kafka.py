@@ -197,7 +197,7 @@ async def test_every_payment_clears_or_is_compensated_whatever_is_killed(setting
     }
     await produce(settings, topics.ACCOUNT_COMMANDS, [an_account(n) for n in range(ACCOUNTS)])
     with stopped_at_the_end(processes):
-        processes.start("clearing-house", "mini_visa.clearing_house")
+        processes.start("clearing-house", "mini_visa.cli", "clearing-house")
         for name, services in workers.items():
             processes.worker(name, *services)
         for part in range(4):
@@ -210,7 +210,7 @@ async def test_every_payment_clears_or_is_compensated_whatever_is_killed(setting
                 if victim in workers:
                     processes.worker(victim, *workers[victim])
                 else:
-                    processes.start(victim, "mini_visa.clearing_house")
+                    processes.start(victim, "mini_visa.cli", "clearing-house")
         last = await settled(settings, processes, PAYMENTS)
         totals = await _house_totals(port)
         entries, settlement = await _ledger_at_rest(settings, processes, last)
