@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from mini_visa.demo.evidence import Positions, records, remaining_lag
-from mini_visa.demo.script import Lane, Script, text_of
+from mini_visa.demo.script import Lane, Script, Step, text_of
 from mini_visa.demo.traffic import Sender, Traffic
 from mini_visa.settings import Settings
 
@@ -170,18 +170,38 @@ def _apply(account: Folded, kind: str, event: dict[str, Any]) -> None:
             account.posted -= event.get("posted", 0)
 
 
-EVENTS_OF: Final = {
-    "authorize": ("payment_authorized", "payment_declined", "payment_unknown_card"),
-    "increment": ("payment_incremented",),
-    "capture": ("payment_captured",),
-    "reversal": ("payment_reversed",),
-    "account change": ("account_changed",),
+EVENT_OF: Final = {
+    "increment": "payment_incremented",
+    "capture": "payment_captured",
+    "reversal": "payment_reversed",
+    "early reversal": "request_cancelled",
+    "account change": "account_changed",
+    "cardholder payment": "account_paid",
 }
-"""What each kind of request leaves behind, once, when it is answered with 200."""
+AUTHORIZED: Final = {
+    ("00", "captured"): ["payment_authorized", "payment_captured"],
+    ("10", "captured"): ["payment_authorized", "payment_captured"],
+    ("00", "authorized"): ["payment_authorized"],
+    ("10", "partially_authorized"): ["payment_authorized"],
+    ("68", "reversed"): ["payment_reversed"],
+}
+
+
+def events_of(lane: Lane, step: Step) -> list[str]:
+    """What a request leaves behind, once, in this order."""
+    refused = sum(other.request_id == step.request_id and other.status == 422 for other in lane.steps)
+    if step.status != 200:
+        kinds = ["request_refused"]
+    elif step.kind != "authorize":
+        kinds = [EVENT_OF[step.kind]]
+    else:
+        declined = "payment_unknown_card" if lane.opening is None else "payment_declined"
+        kinds = AUTHORIZED.get((step.code, step.payment_status), [declined])
+    return kinds + ["request_refused"] * refused
 
 
 def events_once(script: Script, traffic: Traffic, found: History) -> Check:
-    """Every request that took effect has its one event, no other one has any, and no event is without a
+    """Every request that took effect has its events, no other one has any, and no event is without a
     request."""
     check = Check("every event is there exactly once", found.events, "events")
     for line in found.wrong:
@@ -192,23 +212,14 @@ def events_once(script: Script, traffic: Traffic, found: History) -> Check:
         if lane.opening is not None:
             kinds = unseen.pop((account_id, lane.opening["request_id"]), [])
             if kinds != ["account_opened"]:
-                check.wrong(f"opening {lane.opening['request_id']}: events {kinds}")
+                check.wrong(f"opening {lane.opening['request_id']}: events {kinds or 'none'}")
         for step in lane.steps:
-            if not step.effect:
-                continue
-            kinds = unseen.pop((account_id, step.request_id), [])
-            if step.status != 200:
-                fitting = kinds[:1] == ["request_refused"]
-                rest = [kind for kind in kinds[1:] if kind != "request_refused"]
-            else:
-                fitting = kinds[:1] != [] and kinds[0] in EVENTS_OF[step.kind]
-                captured = ["payment_captured"] if step.payment_status == "captured" else []
-                expected_rest = captured if step.kind == "authorize" else []
-                # Another body for the same request id is refused, and that is recorded too.
-                rest = [kind for kind in kinds[1:] if kind != "request_refused"]
-                fitting, rest = fitting and rest == expected_rest, []
-            if not fitting or rest:
-                check.wrong(f"{step.kind} {step.request_id}: events {kinds or 'none'}")
+            if step.effect:
+                kinds, expected = unseen.pop((account_id, step.request_id), []), events_of(lane, step)
+                if kinds != expected:
+                    check.wrong(
+                        f"{step.kind} {step.request_id}: events {kinds or 'none'}, expected {expected}"
+                    )
     for (_, request_id), kinds in unseen.items():
         check.wrong(f"events {kinds} of {request_id}, which nobody sent")
     return check

@@ -43,6 +43,8 @@ class ModelAccount:
     posted: int = 0
     payments: dict[str, ModelPayment] = field(default_factory=dict)
     """By request id."""
+    cancelled: set[str] = field(default_factory=set)
+    """Request ids whose reversal came before them."""
     count: int = 0
     """Requests that risk has counted. The whole run fits into one window, or nothing here depends on it."""
     asked: int = 0
@@ -81,6 +83,9 @@ class ModelAccount:
     ) -> ModelPayment:
         self.count += 1
         self.asked += amount
+        if request_id in self.cancelled:
+            payment = self.payments[request_id] = ModelPayment(amount, "reversed", "68")
+            return payment
         code = self.decline_code(currency, cvv_match)
         granted = amount
         if not code and amount > self.available:

@@ -98,6 +98,8 @@ class _Writer:
         self.run = run
         self.numbers = itertools.count(1)
         self.pans = card_numbers(self.choose)
+        self.reserved: list[str] = []
+        """Request ids that something before them speaks of: the next authorization takes the last one."""
 
     def lanes(self) -> Iterator[Lane]:
         number = 0
@@ -122,6 +124,8 @@ class _Writer:
             if self.left <= 0 or account.count >= COUNTED_PER_CARD_MAX or account.available < limit // 10:
                 break
             self._buy(lane, limit)
+            if account.posted > 0 and self.choose.random() < 0.1:
+                self._pay(lane, self.choose.randint(1, account.posted))
         return lane
 
     def _buy(self, lane: Lane, limit: int) -> None:
@@ -130,8 +134,8 @@ class _Writer:
         if room < 1:
             return
         what = choose.choices(
-            ("plain", "zero", "beyond", "partial", "captured", "cvv", "currency"),
-            (84, 3, 2.5, 2, 6, 1, 1),
+            ("plain", "zero", "beyond", "partial", "captured", "cvv", "currency", "cancelled"),
+            (84, 3, 2.5, 2, 6, 1, 1, 1),
         )[0]
         amount = min(choose.randint(1, max(1, limit // 12)), room)
         extra: dict[str, Any] = {}
@@ -148,6 +152,8 @@ class _Writer:
             extra["cvv_match"] = False
         elif what == "currency" and account.currency in ("USD", "EUR"):
             extra["currency"] = "EUR" if account.currency == "USD" else "USD"
+        elif what == "cancelled":
+            self._cancel_next(lane)
         if choose.random() < 0.3:
             extra["metadata"] = {"order": f"{choose.randrange(10**6):06d}"}
         step = self._authorize(lane, amount, **extra)
@@ -264,7 +270,7 @@ class _Writer:
     def _authorize(self, lane: Lane, amount: int, **extra: Any) -> Step:
         self.left -= 1
         account = lane.account
-        request_id = self._request_id()
+        request_id = self.reserved.pop() if self.reserved else self._request_id()
         currency = extra.get("currency", account.currency)
         if currency != "USD" or account.currency != "USD":
             extra["currency"] = currency  # left out, it is the account's: the demo shows both
@@ -342,6 +348,35 @@ class _Writer:
                 code="00",
                 payment_status=payment.status,
                 about=about.request_id,
+            )
+        )
+
+    def _cancel_next(self, lane: Lane) -> None:
+        """A reversal that overtakes its request: the request is then answered `reversed`, 68."""
+        request_id, original = self._request_id(), self._request_id()
+        self.reserved.append(original)
+        lane.account.cancelled.add(original)
+        lane.steps.append(
+            Step(
+                "early reversal",
+                request_id,
+                "/payments/reversals",
+                {"request_id": request_id, "original_request_id": original, "pan": lane.pan},
+                code="00",
+                payment_status="reversed",
+            )
+        )
+
+    def _pay(self, lane: Lane, amount: int) -> None:
+        """The cardholder pays what was captured, or a part of it."""
+        request_id = self._request_id()
+        lane.account.pay(amount)
+        lane.steps.append(
+            Step(
+                "cardholder payment",
+                request_id,
+                "/accounts/{account}/payments",
+                {"request_id": request_id, **self._amount(lane, amount)},
             )
         )
 

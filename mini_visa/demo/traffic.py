@@ -165,7 +165,7 @@ def _answer(step: Step, status: int, headers: dict[str, str], body: bytes, laten
         replayed,
         latency_ms,
         body,
-        document["payment_id"],
+        document["payment_id"] or "",
     )
 
 

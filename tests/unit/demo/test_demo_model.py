@@ -94,3 +94,17 @@ def test_an_increment_beyond_what_is_available_leaves_the_payment_as_it_is():
     assert account.increment(payment, 50_01) == "51"
     assert account.increment(payment, 50_00) == "00"
     assert (payment.authorized, account.held) == (100_00, 100_00)
+
+
+def test_a_request_that_was_reversed_before_it_came_holds_nothing():
+    account = an_account()
+    account.cancelled.add("a")
+    payment = account.authorize("a", 50_00, currency="USD")
+    assert (payment.code, payment.status, account.held) == ("68", "reversed", 0)
+
+
+def test_what_the_cardholder_pays_is_available_again():
+    account = an_account()
+    account.authorize("a", 60_00, currency="USD", capture=True)
+    account.pay(20_00)
+    assert (account.posted, account.available) == (40_00, 60_00)
