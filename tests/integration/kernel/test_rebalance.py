@@ -95,6 +95,7 @@ async def test_a_restore_longer_than_the_session_keeps_the_member(laboratory: La
     await laboratory.put(range(200, 300))
     await slow.says("acquired", times=2)
     await laboratory.done(slow)
+    await asyncio.sleep(3)  # two heartbeats: a member that was evicted meanwhile learns of it
     assert never_forgotten(slow)
     assert slow.log.count("generation") == 1
     await laboratory.expect_exact()
