@@ -54,6 +54,7 @@ def journal(event: PaymentFact, context: Context) -> None:
 
 
 @app.processor(
+    name="settle",
     source=topics.SETTLEMENT_POSITIONS,
     tables=[SETTLEMENT_CHAIN],
     sinks=[topics.LEDGER_SETTLEMENT_JOURNAL, topics.LEDGER_POSTINGS],

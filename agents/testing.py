@@ -163,7 +163,7 @@ class Pipeline:
 
     @property
     def settlement_journal(self) -> list[Any]:
-        return self.drivers["settlement"].sent(topics.LEDGER_SETTLEMENT_JOURNAL)
+        return self.drivers["settle"].sent(topics.LEDGER_SETTLEMENT_JOURNAL)
 
     @property
     def trial_balance(self) -> TrialBalance:
