@@ -14,8 +14,8 @@ import orjson
 
 from mini_visa.demo.script import Lane, Script, Step
 
-REQUEST_TIMEOUT_S: Final = 30.0
-"""Above every deadline of the gateway: it always answers first."""
+REQUEST_TIMEOUT_S: Final = 90.0
+"""Above every deadline of the gateway, a look-up's wait for the read model included: it answers first."""
 CONNECTIONS: Final = 32
 
 
