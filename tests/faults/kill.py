@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import signal
@@ -278,14 +279,14 @@ async def _kill(system: System, sender: Sender, load: Load, wiper: Wiper, name: 
     if wiped:
         wiper.next.add(name)
     starts = part.starts
+    os.kill(part.child.pid, signal.SIGKILL)
     killed_at = time.monotonic()
     first, everywhere = load.expect()
-    system.nursery.signal(part.child, signal.SIGKILL)
     if wiped and name == "projection":
         # The gateway reads the file that is gone: it goes too, as it would with the machine.
         gateway = system.part(GATEWAY.name)
         assert gateway.child is not None
-        system.nursery.signal(gateway.child, signal.SIGKILL)
+        os.kill(gateway.child.pid, signal.SIGKILL)
     async with asyncio.timeout(RECOVERY_S_MAX):
         first_s, all_s = await first, await everywhere
         while part.starts == starts:  # noqa: ASYNC110 - the supervisor has no event for it
