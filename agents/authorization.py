@@ -112,4 +112,6 @@ def pass_time(context: Context) -> None:
         if left <= 0:
             break
     records.forget_requests(now, TERMS.request_window_ms)
-    context.emit(topics.PAYMENT_EVENTS, TimePassed(at=now, position=context.offset))
+    context.emit(
+        topics.PAYMENT_EVENTS, TimePassed(at=now, position=context.offset), partition=context.partition
+    )

@@ -13,6 +13,7 @@ requests-forgotten: one row, `BOOKMARK` -> where forgetting goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 
@@ -46,6 +47,12 @@ TABLES: Final[tuple[AnyTable, ...]] = (ACCOUNTS, PAYMENTS, HOLDS, WAKES, REQUEST
 BOOKMARK: Final = b"bookmark"
 
 
+@lru_cache(maxsize=64)
+def _days(last: int, first: int) -> tuple[bytes, ...]:
+    """What the keys of these days of requests begin with, the last day first."""
+    return tuple(b"%06d/" % day for day in range(last, first - 1, -1))
+
+
 class AccountRecords:
     """`Records` on a partition's tables."""
 
@@ -69,16 +76,17 @@ class AccountRecords:
     def request(
         self, account: str, client: str, request_id: str, at: int, window_ms: int
     ) -> StoredRequest | None:
-        requests = self._tables[REQUESTS]
-        name = f"/{account}/{client}/{request_id}"
-        for day in range(at // DAY_MS, (at - window_ms) // DAY_MS - 1, -1):
-            row: StoredRequest | None = requests.get(f"{day:06d}{name}")
+        get = self._tables[REQUESTS].get
+        name = f"{account}/{client}/{request_id}".encode()
+        for day in _days(at // DAY_MS, (at - window_ms) // DAY_MS):
+            row: StoredRequest | None = get(day + name)
             if row is not None:
                 return row if at < row.at + window_ms else None
         return None
 
     def put_request(self, account: str, client: str, request_id: str, row: StoredRequest) -> None:
-        self._tables[REQUESTS][f"{row.at // DAY_MS:06d}/{account}/{client}/{request_id}"] = row
+        day = row.at // DAY_MS
+        self._tables[REQUESTS][_days(day, day)[0] + f"{account}/{client}/{request_id}".encode()] = row
 
     def open_hold(self, account: str, expires_at: int, payment_id: str) -> None:
         self._tables[HOLDS][f"{account}/{expires_at:015d}/{payment_id}"] = True

@@ -37,8 +37,8 @@ from mini_visa.domain.events import (
     PaymentFact,
     RequestCancelled,
 )
-from mini_visa.domain.ids import check_account_id
-from mini_visa.domain.money import exponent_of
+from mini_visa.domain.ids import InvalidId, check_account_id
+from mini_visa.domain.money import EXPONENTS, exponent_of
 from mini_visa.domain.payment import Account, Payment
 from mini_visa.domain.records import ATTEMPTS_MAX, Records, StoredRequest
 from mini_visa.domain.terms import DEFAULT_TERMS, Terms
@@ -79,9 +79,11 @@ def decide(
             return _conflict(records, command, at, position)
         if row.outcome is not None:
             return _replay(records, command, row)
-    turn = Turn(records, records.account(command.account), at, position, terms)
+    account = records.account(command.account)
+    if account is None:
+        _check_account_id(command.account)
+    turn = Turn(records, account, at, position, terms, client, request_id)
     turn.expire_due()
-    turn.serve(command)
     operation = _OPERATIONS[kind] if row is None else authorizing.cancelled
     outcome = operation(turn, command)  # type: ignore[arg-type]
     turn.finish()
@@ -120,17 +122,21 @@ def _check(command: Command, kind: type[Command]) -> None:
     """What the bounds of the message types leave open."""
     if kind not in _NAMES:
         raise InvalidCommand(f"{kind.__name__} is not a command on an account")
-    if not command.request_id or "/" in command.request_id or not command.client or "/" in command.client:
+    request_id, client = command.request_id, command.client
+    if not request_id or "/" in request_id or not client or "/" in client:
         raise InvalidCommand("request_id and client must be names without a slash")
-    if isinstance(command, Authorize | OpenAccount | PayAccount):
-        try:
-            exponent_of(command.currency)
-            check_account_id(command.account)
-        except ValueError as error:
-            raise InvalidCommand(f"{kind.__name__}: {error}") from None
-    amount = getattr(command, "amount", None)
-    if amount is not None and amount < 0:
+    if getattr(command, "currency", "USD") not in EXPONENTS:
+        raise InvalidCommand("currency is not an active ISO 4217 currency code")
+    if (getattr(command, "amount", None) or 0) < 0:
         raise InvalidCommand("amount must not be negative")
+
+
+def _check_account_id(account: str) -> None:
+    """An account that is there was checked when it was opened."""
+    try:
+        check_account_id(account)
+    except InvalidId as error:
+        raise InvalidCommand(f"account {error}") from None
 
 
 # -- idempotency -----------------------------------------------------------------------------------
@@ -152,8 +158,7 @@ def _replay(records: Records, command: Command, row: StoredRequest) -> Decision:
 
 def _conflict(records: Records, command: Command, at: int, position: int) -> Decision:
     """422, and the first request's answer stays stored."""
-    turn = Turn(records, None, at, position, DEFAULT_TERMS)
-    turn.serve(command)
+    turn = Turn(records, None, at, position, DEFAULT_TERMS, command.client, command.request_id)
     outcome = turn.refuse(
         422,
         "this request_id was used for another request: use a new one",
@@ -180,9 +185,11 @@ def _time_out(records: Records, command: TimeOutReversal, at: int, position: int
         if attempt in row.given_up:
             outcome = row.outcome or _cancelled_outcome(request_id, code.RESPONSE_TOO_LATE)
             return Decision(outcome, (), replayed=True)
-    turn = Turn(records, records.account(account), at, position, terms)
+    known = records.account(account)
+    if known is None:
+        _check_account_id(account)
+    turn = Turn(records, known, at, position, terms, client, request_id)
     turn.expire_due()
-    turn.serve(command)
     if row is None:
         row = StoredRequest(
             at=at, operation=_NAMES[Authorize], fingerprint=command.fingerprint, given_up=(attempt,)

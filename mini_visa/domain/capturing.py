@@ -94,10 +94,7 @@ def capture_hold(turn: Turn, payment: Payment, amount: int, *, final: bool) -> P
         amount,
         held_by=-(used + freed),
         posted_by=amount,
-        n=n,
-        hold_used=used,
-        hold_freed=freed,
-        forced=payment.expired,
+        facts={"n": n, "hold_used": used, "hold_freed": freed, "forced": payment.expired},
     )
     return after
 
@@ -134,10 +131,12 @@ def record_clearing(turn: Turn, payment: Payment, command: RecordClearing) -> Ou
             after,
             amount,
             posted_by=-posts,
-            n=command.n,
-            interchange=interchange,
-            scheme_fee=scheme_fee,
-            refund_posted=posts,
+            facts={
+                "n": command.n,
+                "interchange": interchange,
+                "scheme_fee": scheme_fee,
+                "refund_posted": posts,
+            },
         )
         return turn.answer(after)
     rejected = replace(former, state=CaptureState.REJECTED, reason=command.reason)
@@ -158,10 +157,12 @@ def record_clearing(turn: Turn, payment: Payment, command: RecordClearing) -> Ou
         after,
         amount,
         posted_by=-amount - posts,
-        n=command.n,
-        refund_cancelled=cancels,
-        refund_posted=posts,
-        reason=command.reason,
+        facts={
+            "n": command.n,
+            "refund_cancelled": cancels,
+            "refund_posted": posts,
+            "reason": command.reason,
+        },
     )
     return turn.answer(after)
 
@@ -203,8 +204,7 @@ def _refund(turn: Turn, payment: Payment, amount: int, response_code: str) -> Pa
         amount,
         posted_by=-posts,
         response_code=response_code,
-        n=n,
-        posted=posts,
+        facts={"n": n, "posted": posts},
     )
     return after
 
@@ -288,7 +288,9 @@ def open_chargeback(turn: Turn, payment: Payment, command: OpenChargeback) -> Ou
         charged_back=payment.charged_back + amount,
     )
     turn.keep(Operation.CHARGE_BACK, payment, after)
-    turn.tell(ChargebackOpened, after, amount, posted_by=-amount, n=n, reason_code=command.reason_code)
+    turn.tell(
+        ChargebackOpened, after, amount, posted_by=-amount, facts={"n": n, "reason_code": command.reason_code}
+    )
     return turn.answer(after)
 
 
@@ -311,8 +313,7 @@ def represent(turn: Turn, payment: Payment, command: RepresentChargeback) -> Out
         after,
         chargeback.amount,
         posted_by=chargeback.amount - posts,
-        n=command.n,
-        refund_posted=posts,
+        facts={"n": command.n, "refund_posted": posts},
     )
     return turn.answer(after)
 
@@ -328,7 +329,7 @@ def accept(turn: Turn, payment: Payment, command: AcceptChargeback) -> Outcome:
         chargebacks=_with(payment.chargebacks, replace(chargeback, state=DisputeState.ACCEPTED)),
     )
     turn.keep(Operation.ACCEPT, payment, after)
-    turn.tell(ChargebackAccepted, after, chargeback.amount, n=command.n)
+    turn.tell(ChargebackAccepted, after, chargeback.amount, facts={"n": command.n})
     return turn.answer(after)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import Final
 from zlib import crc32
 
@@ -13,7 +14,7 @@ _ACCOUNT: Final = re.compile(r"tok_[A-Za-z0-9_-]{1,64}")
 _PAYMENT: Final = re.compile(r"pay_([A-Za-z0-9_-]{1,64})_(0|[1-9a-f][0-9a-f]{0,15})")
 
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-_PAIRS: Final = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
+_TRIPLES: Final = tuple(map("".join, product(_ALPHABET, repeat=3)))
 
 
 class InvalidId(ValueError):
@@ -42,6 +43,5 @@ def account_of(payment_id: str) -> str:
 
 def authorization_code(payment_id: str) -> str:
     """Six characters A-Z 0-9 (ISO 8583 field 38), derived from the payment id."""
-    rest, low = divmod(crc32(payment_id.encode()), 1296)
-    high, middle = divmod(rest, 1296)
-    return _PAIRS[high % 1296] + _PAIRS[middle] + _PAIRS[low]
+    number = crc32(payment_id.encode())
+    return _TRIPLES[number % 46_656] + _TRIPLES[number // 46_656 % 46_656]

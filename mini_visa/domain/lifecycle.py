@@ -21,6 +21,8 @@ _CAPTURED = PaymentStatus.CAPTURED
 class Operation(StrEnum):
     """What can happen to a payment."""
 
+    __hash__ = str.__hash__  # As that of PaymentStatus.
+
     AUTHORIZE = "authorize"
     INCREMENT = "increment"
     CAPTURE = "capture"

@@ -30,6 +30,8 @@ class AccountStatus(StrEnum):
 
 
 class PaymentStatus(StrEnum):
+    __hash__ = str.__hash__  # An enum's own is written in Python: ten times as slow.
+
     AUTHORIZED = "authorized"
     PARTIALLY_AUTHORIZED = "partially_authorized"
     DECLINED = "declined"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from mini_visa.domain.answers import Outcome, Refusal
-from mini_visa.domain.commands import Command
 from mini_visa.domain.events import HoldExpired, PaymentEvent, PaymentFact, RequestRefused
 from mini_visa.domain.lifecycle import TRANSITIONS, Operation, allows
 from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import NO_TIME, Account, Payment, PaymentStatus, held_of
 from mini_visa.domain.records import Records
 from mini_visa.domain.terms import Terms
+
+_NO_FACTS: Final[Mapping[str, Any]] = {}
 
 
 class Turn:
@@ -22,7 +24,14 @@ class Turn:
     __slots__ = ("_start", "account", "at", "client", "events", "position", "records", "request_id", "terms")
 
     def __init__(
-        self, records: Records, account: Account | None, at: int, position: int, terms: Terms
+        self,
+        records: Records,
+        account: Account | None,
+        at: int,
+        position: int,
+        terms: Terms,
+        client: str = "",
+        request_id: str = "",
     ) -> None:
         self.records = records
         self.account = account
@@ -30,14 +39,9 @@ class Turn:
         self.position = position
         self.terms = terms
         self.events: list[PaymentFact] = []
-        self.client = ""
-        self.request_id = ""
+        self.client = client
+        self.request_id = request_id
         self._start = account
-
-    def serve(self, command: Command) -> None:
-        """From here on the events are about `command`."""
-        self.client = command.client
-        self.request_id = command.request_id
 
     # -- the account -----------------------------------------------------------------------------
 
@@ -47,6 +51,8 @@ class Turn:
         account = self.account
         if account is None or not account.next_expiry or account.next_expiry > self.at:
             return 0
+        client, request_id = self.client, self.request_id
+        self.client = self.request_id = ""  # Time does this, not the request.
         due, next_expiry = self.records.due_holds(account.account_id, self.at, limit)
         self.account = replace(account, next_expiry=next_expiry)
         for payment_id in due:
@@ -62,6 +68,7 @@ class Turn:
             )
             self.keep(Operation.EXPIRE, payment, after)
             self.tell(HoldExpired, after, held, held_by=-held)
+        self.client, self.request_id = client, request_id
         return len(due)
 
     def finish(self) -> None:
@@ -85,10 +92,10 @@ class Turn:
         held_by: int = 0,
         posted_by: int = 0,
         response_code: str = "00",
-        **facts: Any,
+        facts: Mapping[str, Any] = _NO_FACTS,
     ) -> None:
         """Add an event about `payment`, as it is after it. `held_by` and `posted_by` are what the
-        account's sums change by."""
+        account's sums change by, `facts` what only this kind of event has."""
         before = self.account
         assert before is not None
         version = before.version + 1

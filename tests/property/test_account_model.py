@@ -114,7 +114,7 @@ class AccountAgainstModel(RuleBasedStateMachine):
         self.bodies[who["request_id"]] = body
         command = Authorize(
             **who,
-            fingerprint=repr(body),
+            fingerprint=repr(sorted(body.items())),
             attempt=attempt,
             amount=body["amount"],
             currency="USD",
@@ -132,7 +132,9 @@ class AccountAgainstModel(RuleBasedStateMachine):
         if as_before:
             body = self.bodies.get(request_id, body)
         self.bodies.setdefault(request_id, body)
-        command = TimeOutReversal(**self.who(request_id), fingerprint=repr(body), attempt=attempt)
+        command = TimeOutReversal(
+            **self.who(request_id), fingerprint=repr(sorted(body.items())), attempt=attempt
+        )
         self.send(command, self.model.time_out(request_id, body, attempt))
 
     @rule(original=REQUESTS)
