@@ -120,8 +120,10 @@ class Settings(BaseSettings):
     """Share of its answers that do not arrive: it has decided, and the connection ends."""
     clearing_delay_s: float = Field(0.0, ge=0.0, le=86_400.0)
     """How long it says "pending" before it decides."""
-    connector_in_flight_max: int = Field(64, ge=1, le=10_000)
-    """Presentments that the connector has under way at once."""
+    connector_batch_max: int = Field(200, ge=1, le=500)
+    """Presentments that the connector sends in one request."""
+    connector_in_flight_max: int = Field(4, ge=1, le=256)
+    """Requests that it has under way at once."""
     connector_timeout_s: float = Field(5.0, ge=0.05, le=60.0)
     """How long the connector waits for an answer of the clearing house."""
     connector_tries_max: int = Field(6, ge=1, le=100)

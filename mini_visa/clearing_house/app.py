@@ -1,13 +1,13 @@
 """The clearing house over HTTP.
 
-    POST /presentments/KEY          present; the key is the idempotency key
-    GET  /presentments/KEY          ask again
-    POST /presentments/KEY/cancel   call back: the answer is final
-    GET  /totals                    what was decided, by status and currency
+    POST /presentments              present and call back, many at once: one answer for each key
+    GET  /presentments/KEY          what was decided; 404: never seen
+    GET  /totals                    what was decided so far, by status and currency
     GET  /conduct, PUT /conduct     rejections, lost answers, delay
     GET  /healthz
 
-200: decided. 202: pending. 404: never seen. 409: the key belongs to another presentment.
+The same key again is the same question. An answer that gets lost is missing in the list, or the connection
+ends without any.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import uvloop
 from aiohttp import web
 
-from mini_visa.clearing_house.book import PENDING, Answer, Book, Conduct, OtherBody, Presented
+from mini_visa.clearing_house.book import PENDING, Answer, Book, Conduct, Key, Presented
 from mini_visa.settings import Settings
 
-BODY_BYTES_MAX: Final = 16 << 10
+BATCH_MAX: Final = 500
+BODY_BYTES_MAX: Final = 1 << 20
 DRAIN_S: Final = 3.0
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,16 @@ log = logging.getLogger(__name__)
 BOOK: web.AppKey[Book] = web.AppKey("book", Book)
 _ASKS: web.AppKey[Counter[str]] = web.AppKey("asks", Counter)
 
-_KEY: Final = "{key:[A-Za-z0-9_-]{1,128}}"
+
+class Submitted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /presentments. Those to call back come after those to present."""
+
+    present: Annotated[tuple[Presented, ...], msgspec.Meta(max_length=BATCH_MAX)] = ()
+    cancel: Annotated[tuple[Key, ...], msgspec.Meta(max_length=BATCH_MAX)] = ()
+
+
+class Answers(msgspec.Struct, frozen=True):
+    answers: tuple[Answer, ...]
 
 
 def create(book: Book) -> web.Application:
@@ -45,9 +55,8 @@ def create(book: Book) -> web.Application:
     app[_ASKS] = Counter()
     app.add_routes(
         [
-            web.post(f"/presentments/{_KEY}", _present),
-            web.get(f"/presentments/{_KEY}", _find),
-            web.post(f"/presentments/{_KEY}/cancel", _cancel),
+            web.post("/presentments", _present),
+            web.get("/presentments/{key}", _find),
             web.get("/totals", _totals),
             web.get("/conduct", _conduct),
             web.put("/conduct", _set_conduct),
@@ -64,21 +73,27 @@ async def _closed_at_the_end(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _present(request: web.Request) -> web.Response:
-    presented = await _body(request, Presented)
-    try:
-        answer = request.app[BOOK].present(request.match_info["key"], presented)
-    except OtherBody as error:
-        return _problem(409, str(error))
-    return _say(request, answer)
+    submitted: Submitted = await _body(request, Submitted)
+    book, asks = request.app[BOOK], request.app[_ASKS]
+    with book.batch():
+        answers = [book.present(presented) for presented in submitted.present]
+        answers += [book.cancel(key) for key in submitted.cancel]
+    arriving = []
+    for answer in answers:
+        asks[answer.key] += 1
+        if not book.loses(answer.key, asks[answer.key]):
+            arriving.append(answer)
+            if answer.status != PENDING:
+                del asks[answer.key]
+    if answers and not arriving:
+        assert request.transport is not None
+        request.transport.abort()
+    return _json(200, Answers(tuple(arriving)))
 
 
 async def _find(request: web.Request) -> web.Response:
     answer = request.app[BOOK].find(request.match_info["key"])
-    return _problem(404, "never seen") if answer is None else _say(request, answer)
-
-
-async def _cancel(request: web.Request) -> web.Response:
-    return _say(request, request.app[BOOK].cancel(request.match_info["key"]))
+    return _json(404, {"detail": "never seen"}) if answer is None else _json(200, answer)
 
 
 async def _totals(request: web.Request) -> web.Response:
@@ -98,18 +113,6 @@ async def _healthz(request: web.Request) -> web.Response:
     return _json(200, {"status": "ok"})
 
 
-def _say(request: web.Request, answer: Answer) -> web.Response:
-    """The answer, unless it is one of those that get lost: the connection ends instead."""
-    asks = request.app[_ASKS]
-    asks[answer.key] += 1
-    if request.app[BOOK].loses(answer.key, asks[answer.key]):
-        assert request.transport is not None
-        request.transport.abort()
-    elif answer.status != PENDING:
-        del asks[answer.key]
-    return _json(202 if answer.status == PENDING else 200, answer)
-
-
 async def _body(request: web.Request, kind: type[Any]) -> Any:
     """Raises 400 with the field and the reason, 413 for what is too long."""
     try:
@@ -118,10 +121,6 @@ async def _body(request: web.Request, kind: type[Any]) -> Any:
         raise web.HTTPBadRequest(
             text=msgspec.json.encode({"detail": str(error)}).decode(), content_type="application/json"
         ) from None
-
-
-def _problem(status: int, detail: str) -> web.Response:
-    return _json(status, {"detail": detail})
 
 
 def _json(status: int, document: Any) -> web.Response:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ import msgspec
 from mini_visa.domain.clearing import ACCEPTED, CANCELLED, REJECTED
 
 PENDING: Final = "pending"
+CONFLICT: Final = "conflict"
 REASON: Final = "account_data_invalid"
 
 _SCHEMA: Final = """
@@ -47,9 +49,14 @@ class Conduct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
 
 
+Key = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,128}\Z")]
+
+
 class Presented(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A presentment as it comes in."""
 
+    key: Key
+    """The idempotency key."""
     amount: Annotated[int, msgspec.Meta(ge=1, le=10**12)]
     """Minor units."""
     currency: Annotated[str, msgspec.Meta(pattern=r"^[A-Z]{3}\Z")]
@@ -64,12 +71,9 @@ class Presented(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     key: str
     status: str
-    """pending, accepted, rejected or cancelled; all but the first for good."""
+    """accepted, rejected or cancelled, for good; pending; or conflict: the key was used for another
+    presentment, so this one is not taken."""
     reason: str = ""
-
-
-class OtherBody(ValueError):
-    """The key was used for another presentment."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,20 @@ class Book:
     def close(self) -> None:
         self._rows.close()
 
-    def present(self, key: str, presented: Presented) -> Answer:
-        """Decide, the first time; afterwards say what was decided. Raises `OtherBody`."""
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """What is done inside is written to the disk once, at its end."""
+        self._rows.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._rows.execute("ROLLBACK")
+            raise
+        self._rows.execute("COMMIT")
+
+    def present(self, presented: Presented) -> Answer:
+        """Decide, the first time; afterwards say what was decided."""
+        key = presented.key
         digest = sha256(msgspec.json.encode(presented)).hexdigest()
         rejected = self._share("reject", key) < self.conduct.rejections
         self._rows.execute(
@@ -117,7 +133,7 @@ class Book:
         row = self._row(key)
         assert row is not None
         if row[0] not in (digest, ""):
-            raise OtherBody("this key was used for another presentment")
+            return Answer(key, CONFLICT, "this key was used for another presentment")
         return self._answer(key, row)
 
     def find(self, key: str) -> Answer | None:

@@ -6,23 +6,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import aiohttp
 import msgspec
 
+from mini_visa.clearing_house.app import Answers, Submitted
 from mini_visa.clearing_house.book import PENDING, Answer, Presented
 from mini_visa.domain.clearing import CancelPresentment, Presentment, Submission
 
 PAUSE_S: Final = 0.05
 """Before the second try; each later pause is up to twice as long."""
 PAUSE_S_MAX: Final = 5.0
-ANSWER_BYTES_MAX: Final = 64 << 10
 
 
 class Refused(Exception):
-    """The clearing house will not take this presentment as it is: asking again is of no use."""
+    """The clearing house does not understand the question: asking again is of no use."""
 
 
 class ClearingHouse:
@@ -50,33 +50,39 @@ class ClearingHouse:
     async def close(self) -> None:
         await self._http.close()
 
-    async def outcome(self, submission: Submission) -> Answer | None:
-        """Present it or call it back, and ask until it is decided; None: not known after `tries_max` tries.
+    async def outcomes(self, submissions: Sequence[Submission]) -> dict[str, Answer]:
+        """Present them or call them back, and ask until each is decided: key -> answer. A key that is
+        missing is not known after `tries_max` tries. One with the status `conflict` will never be taken.
+
         Raises `Refused`."""
-        url = f"{self._url}/presentments/{submission.key}"
+        known: dict[str, Answer] = {}
         for attempt in range(self._tries_max):
             if attempt:
                 await asyncio.sleep(self._pause_s(attempt))
+            open_ones = [one for one in submissions if one.key not in known]
             try:
-                answer = await self._ask(url, submission)
+                answers = await self._ask(open_ones)
             except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
-                continue  # It may have decided or not: the same question again, under the same key.
-            if answer is not None and answer.status != PENDING:
-                return answer
-        return None
+                continue  # It may have decided or not: the same question again, under the same keys.
+            known |= {answer.key: answer for answer in answers if answer.status != PENDING}
+            if all(one.key in known for one in submissions):
+                break
+        return known
 
-    async def _ask(self, url: str, submission: Submission) -> Answer | None:
-        if isinstance(submission, CancelPresentment):
-            question = self._http.post(f"{url}/cancel")
-        else:
-            question = self._http.post(url, data=msgspec.json.encode(_body_of(submission)))
-        async with question as response:
-            text = await response.content.read(ANSWER_BYTES_MAX)
-            if response.status in (200, 202):
-                return msgspec.json.decode(text, type=Answer)
+    async def _ask(self, submissions: Sequence[Submission]) -> Sequence[Answer]:
+        question = Submitted(
+            tuple(_body_of(one) for one in submissions if isinstance(one, Presentment)),
+            tuple(one.key for one in submissions if isinstance(one, CancelPresentment)),
+        )
+        async with self._http.post(
+            f"{self._url}/presentments", data=msgspec.json.encode(question)
+        ) as response:
+            text = await response.read()
+            if response.status == 200:
+                return msgspec.json.decode(text, type=Answers).answers
             if 400 <= response.status < 500 and response.status not in (408, 425, 429):
-                raise Refused(f"HTTP {response.status} to {submission.key}")
-            return None
+                raise Refused(f"HTTP {response.status}: {text[:200].decode(errors='replace')}")
+            return ()
 
     def _pause_s(self, attempt: int) -> float:
         """Exponential, with full jitter."""
@@ -86,6 +92,7 @@ class ClearingHouse:
 
 def _body_of(presentment: Presentment) -> Presented:
     return Presented(
+        key=presentment.key,
         amount=presentment.amount,
         currency=presentment.currency,
         captured_at=presentment.captured_at,

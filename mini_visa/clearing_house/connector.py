@@ -10,20 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import CommitFailedError, IllegalGenerationError, KafkaError, UnknownMemberIdError
 
 from mini_visa import topics
+from mini_visa.clearing_house.book import CONFLICT
 from mini_visa.clearing_house.client import ClearingHouse, Refused
 from mini_visa.domain.clearing import (
     ACCEPTED,
     CANCELLED,
     CLEARING_CLIENT,
     CancelPresentment,
-    Presentment,
     Submission,
 )
 from mini_visa.domain.commands import RecordClearing
@@ -34,8 +34,6 @@ from mini_visa.settings import Settings
 
 SERVICE: Final = "connector"
 FETCH_WAIT_MS: Final = 100
-BATCHES_IN_FLIGHT: Final = 8
-"""Records are fetched for this many rounds of what may be under way at once."""
 POLL_INTERVAL_S_MAX: Final = 600.0
 """The group waits this long for a batch whose every answer is late."""
 
@@ -110,7 +108,7 @@ class Connector:
             while not self._stopping.is_set():
                 found = await consumer.getmany(
                     timeout_ms=FETCH_WAIT_MS,
-                    max_records=BATCHES_IN_FLIGHT * settings.connector_in_flight_max,
+                    max_records=settings.connector_batch_max * settings.connector_in_flight_max,
                 )
                 records = [record for part in found.values() for record in part]
                 if not records:
@@ -129,42 +127,61 @@ class Connector:
             await house.close()
 
     async def _work(self, records: Sequence[Any], house: ClearingHouse, producer: Any) -> None:
-        """All of them, side by side; those of one payment one after the other."""
-        by_payment: dict[str, list[Submission]] = {}
+        """All of them, some batches side by side."""
+        submissions: dict[str, Submission] = {}
         for record in records:
             try:
                 submission = topics.CLEARING_SUBMISSIONS.decode(record.value)
             except Undecodable as error:
                 await self._bury(record, str(error), producer)
-            else:
-                by_payment.setdefault(submission.payment_id, []).append(submission)
-        before = self.outcomes.copy()
-        async with asyncio.TaskGroup() as tasks:
-            for submissions in by_payment.values():
-                tasks.create_task(self._clear(_latest(submissions), house, producer))
-        unknown = self.outcomes["unknown"] - before["unknown"]
-        if unknown:
-            log.warning("%d presentments without an answer: they are presented again later", unknown)
-
-    async def _clear(self, submissions: Iterable[Submission], house: ClearingHouse, producer: Any) -> None:
-        for submission in submissions:
-            async with self._slots:
-                try:
-                    answer = await house.outcome(submission)
-                except Refused as error:
-                    log.error("the clearing house does not take a presentment: %s", error)
-                    self.outcomes["refused"] += 1
-                    continue
-            if answer is None:
-                self.outcomes["unknown"] += 1
                 continue
-            self.outcomes[answer.status] += 1
-            command = outcome_command(submission, answer.status, answer.reason)
-            await producer.send_and_wait(
-                topics.ACCOUNT_COMMANDS.name,
-                topics.ACCOUNT_COMMANDS.encode(command),
-                key=submission.account.encode(),
+            # A backlog holds repetitions; what is called back need not be presented again.
+            if not isinstance(submissions.get(submission.key), CancelPresentment):
+                submissions[submission.key] = submission
+        every, size = list(submissions.values()), self._settings.connector_batch_max
+        batches = [every[start : start + size] for start in range(0, len(every), size)]
+        before = self.outcomes["unknown"]
+        done = await asyncio.gather(
+            *(self._clear(batch, house, producer) for batch in batches), return_exceptions=True
+        )
+        for failure in done:
+            if failure is not None:
+                raise failure
+        if self.outcomes["unknown"] > before:
+            log.warning(
+                "%d presentments without an answer: they are presented again later",
+                self.outcomes["unknown"] - before,
             )
+
+    async def _clear(self, batch: Sequence[Submission], house: ClearingHouse, producer: Any) -> None:
+        try:
+            async with self._slots:
+                answers = await house.outcomes(batch)
+        except Refused as error:
+            if len(batch) > 1:  # Find the one that it does not understand: the others are none the worse.
+                middle = len(batch) // 2
+                await self._clear(batch[:middle], house, producer)
+                await self._clear(batch[middle:], house, producer)
+                return
+            log.error("the clearing house does not take %s: %s", batch[0].key, error)
+            self.outcomes["refused"] += 1
+            return
+        sent = []
+        for submission in batch:
+            answer = answers.get(submission.key)
+            self.outcomes["unknown" if answer is None else answer.status] += 1
+            if answer is not None and answer.status == CONFLICT:
+                log.error("the clearing house does not take %s: %s", answer.key, answer.reason)
+            elif answer is not None:
+                command = outcome_command(submission, answer.status, answer.reason)
+                sent.append(
+                    await producer.send(
+                        topics.ACCOUNT_COMMANDS.name,
+                        topics.ACCOUNT_COMMANDS.encode(command),
+                        key=submission.account.encode(),
+                    )
+                )
+        await asyncio.gather(*sent)
 
     async def _bury(self, record: Any, reason: str, producer: Any) -> None:
         """To the dead letters, with what the kernel gives its own."""
@@ -181,10 +198,3 @@ class Connector:
             partition=record.partition,
             headers=headers,
         )
-
-
-def _latest(submissions: Sequence[Submission]) -> list[Submission]:
-    """Each presentment once, and after it its being called back: a backlog holds many repetitions."""
-    presents = {one.key: one for one in submissions if isinstance(one, Presentment)}
-    cancels = {one.key: one for one in submissions if isinstance(one, CancelPresentment)}
-    return [*presents.values(), *cancels.values()]
