@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from mini_visa import topics
-from mini_visa.domain.clearing import name_of
+from mini_visa.domain.clearing import ON_MERCHANTS, name_of
 from mini_visa.domain.events import AccountEvent, PaymentEvent, PaymentFact
 from mini_visa.domain.journal import (
     ChainHead,
@@ -46,10 +46,11 @@ def journal(event: PaymentFact, context: Context) -> None:
         account=event.account.account_id, payment_id=payment.payment_id if payment else "",
         merchant_id=merchant_id, reference=event.request_id,
     )  # fmt: skip
-    merchants = tuple(posting for posting in postings if posting.account.startswith(PAYABLE))
-    if merchants:
-        post(context, entry, merchants, owner=merchants[0].account)
-        postings = tuple(posting for posting in postings if posting not in merchants)
+    if type(event) in ON_MERCHANTS:
+        merchants = tuple(posting for posting in postings if posting.account.startswith(PAYABLE))
+        if merchants:
+            post(context, entry, merchants, owner=merchants[0].account)
+            postings = tuple(posting for posting in postings if posting not in merchants)
     post(context, entry, postings)
 
 

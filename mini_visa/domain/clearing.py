@@ -114,7 +114,7 @@ def presentment_of(event: PaymentCaptured) -> Presentment:
 def item_of(event: PaymentFact) -> ClearingItem | None:
     """What `event` changes in what is owed to its merchant, by the very posting that the ledger makes of
     it: so settlement and ledger cannot differ."""
-    if type(event) not in _ON_MERCHANTS or not isinstance(event, PaymentEvent):
+    if type(event) not in ON_MERCHANTS or not isinstance(event, PaymentEvent):
         return None
     payable = payable_of(event.payment.merchant.id)
     posting = next((posting for posting in postings_of(event) if posting.account == payable), None)
@@ -139,7 +139,7 @@ def item_of(event: PaymentFact) -> ClearingItem | None:
     return item
 
 
-_ON_MERCHANTS: Final = frozenset(
+ON_MERCHANTS: Final = frozenset(
     {CaptureCleared, CaptureRejected, PaymentRefunded, ChargebackOpened, ChargebackRepresented}
 )
 """Events that may post on what is owed to a merchant; the others need not be looked at."""
