@@ -193,13 +193,14 @@ def account_view(account: Account) -> dict[str, Any]:
 
 def outcome_bytes(outcome: Outcome) -> bytes:
     """The body of a 200. The account is not part of it on payment operations."""
+    if outcome.account is not None and outcome.payment is None:
+        return orjson.dumps({**account_view(outcome.account), "request_id": outcome.request_id})
     if outcome.payment is not None:
         view = payment_view(outcome.payment)
-        view["operation"] = {"request_id": outcome.request_id, "response_code": outcome.response_code}
     else:
-        assert outcome.account is not None, "an outcome of 200 has a payment or an account"
-        view = account_view(outcome.account)
-        view["request_id"] = outcome.request_id
+        # A reversal before its request: no payment yet, and the request will be answered `reversed`.
+        view = {"payment_id": None, "request_id": outcome.request_id, "status": "reversed"}
+    view["operation"] = {"request_id": outcome.request_id, "response_code": outcome.response_code}
     return orjson.dumps(view)
 
 
