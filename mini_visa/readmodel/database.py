@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import resources
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mini_visa.errors import UserError
@@ -31,6 +32,12 @@ LOCK_POLL_S: Final = 0.005
 CACHE_KIB: Final = 64 << 10
 MIGRATION_LOCK: Final = 0x6D76_7265
 """PostgreSQL advisory lock of whoever changes the schema: "mvre"."""
+
+TRY_AGAIN_SQLITE: Final = frozenset(
+    getattr(sqlite3, f"SQLITE_{name}") for name in ("BUSY", "LOCKED", "IOERR", "FULL", "CANTOPEN")
+)
+TRY_AGAIN_POSTGRESQL: Final = frozenset(("08", "40", "53", "55", "57"))
+"""Classes of SQLSTATE: connection, rollback (deadlock), resources, locks, operator intervention."""
 
 SQLITE_PRAGMAS: Final = (
     "PRAGMA journal_mode=WAL",  # readers never wait for the writer
@@ -119,6 +126,7 @@ class Database:
                 "search_path": self.schema,
                 "application_name": "mini-visa",
                 "synchronous_commit": "off",
+                "default_transaction_read_only": "off" if self.write else "on",
             }
             return create_async_engine(
                 self.url,
@@ -161,6 +169,18 @@ class Database:
         async with self.engine.begin() as connection:
             yield connection
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+        """For reading: every statement in the block sees one moment."""
+        async with self.engine.connect() as connection:
+            if self.sqlite:
+                if not self.write:  # a writing connection has begun a transaction already
+                    await connection.exec_driver_sql("BEGIN")
+            else:
+                await connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+            await connection.rollback()
+
     # -- the schema --------------------------------------------------------------------------------
 
     async def revision(self) -> str | None:
@@ -192,6 +212,7 @@ class Database:
         assert self.write, "opened for reading"
         if self.sqlite:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.touch(mode=0o600)  # who pays whom is nobody else's business
         async with self.exclusive():
             revision = await self.revision()
             if revision == HEAD:
@@ -262,9 +283,14 @@ def first_line(error: BaseException) -> str:
 
 
 def is_connection_lost(error: BaseException) -> bool:
-    """The database went away or is too busy: to be tried again. Anything else is a bug or a lost cause."""
+    """The database went away, is starting, is busy or full: to be tried again. Anything else is a bug, or
+    a database that has to be repaired."""
     if isinstance(error, OSError | asyncio.TimeoutError):
         return True
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or isinstance(error, OperationalError | InterfaceError)
-    return False
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    origin = getattr(error, "orig", None) or error
+    sqlite_code = getattr(origin, "sqlite_errorcode", None)
+    if sqlite_code is not None:
+        return sqlite_code & 0xFF in TRY_AGAIN_SQLITE
+    return str(getattr(origin, "sqlstate", None) or "")[:2] in TRY_AGAIN_POSTGRESQL

@@ -19,7 +19,7 @@ TABLES: Final = tuple(table for table in schema.metadata.sorted_tables if table 
 
 async def digest(connection: AsyncConnection) -> dict[str, tuple[int, str]]:
     """Table -> (rows, sum of the rows' hashes). The order of rows plays no part: databases sort texts in
-    different ways. Run it in a transaction that sees one moment."""
+    different ways. `connection`: of `Database.snapshot`."""
     digests = {}
     for table in TABLES:
         count = total = 0

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
@@ -29,6 +29,7 @@ from mini_visa.settings import Settings
 from mini_visa.topics import dead_letters
 
 T = TypeVar("T")
+Progress = Callable[[int], None]
 
 SERVICE: Final = "projection"
 FETCH_WAIT_MS: Final = 20
@@ -86,6 +87,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
         """Positioned on their last record, which is to be compared before anything is applied."""
         self._joined = False
         """Told its partitions, which may be none."""
+        self._until: Mapping[TopicPartition, int] | None = None
         self._stopping = asyncio.Event()
         self._moved = 0
         self._confirm_at = self._commit_at = 0.0
@@ -103,11 +105,15 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
         """`run` returns after the batch that it is at."""
         self._stopping.set()
 
-    async def run(self, until: dict[TopicPartition, int] | None = None) -> None:
-        """Apply what comes until `stop`, or until each partition of `until` is at its offset.
+    async def run(
+        self, until: Mapping[TopicPartition, int] | None = None, *, progress: Progress | None = None
+    ) -> None:
+        """Apply what comes until `stop`; with `until`, exactly what is before those offsets.
 
-        Raises `ProjectionStopped` with one line that says what to do.
+        `progress` is told the number of records applied so far. Raises `ProjectionStopped` with one line
+        that says what to do.
         """
+        self._until = until
         await self._start()
         try:
             while not self._stopping.is_set():
@@ -116,6 +122,8 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
                 if until is not None and self._is_at(until):
                     return
                 await self._step()
+                if progress is not None:
+                    progress(self.records)
         except OffsetOutOfRangeError:
             raise RebuildNeeded(
                 f"the log no longer holds the records that follow the read model's position; {REBUILD}"
@@ -239,6 +247,8 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
             applied = self._applied[tp]
             if records and records[0].offset < applied.next_offset:
                 records = [record for record in records if record.offset >= applied.next_offset]
+            if self._until is not None and records and records[-1].offset >= self._until.get(tp, 0):
+                records = [record for record in records if record.offset < self._until.get(tp, 0)]
             if records:
                 as_of = self._drained_at(tp) or records[-1].timestamp
                 batches[tp] = Batch(self._views[tp.topic], tp.partition, applied.next_offset, records, as_of)
@@ -292,8 +302,9 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _dead_letter(self, refused: list[tuple[TopicPartition, Any, str]]) -> None:
         """What is no message of its topic, to the dead letters. Before the position moves past it, so
-        that none is lost; a crash in between sends it again, with the same `source`."""
-        if not refused:
+        that none is lost; a crash in between sends it again, with the same `source`. A rebuild sends
+        nothing: they are there."""
+        if not refused or not self._group:
             return
         if self._producer is None:
             producer = AIOKafkaProducer(**client_options(self._settings), acks="all", enable_idempotence=True)
@@ -344,7 +355,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
         except (KafkaError, IllegalStateError) as error:
             log.debug("offsets not committed: %s", error)
 
-    def _is_at(self, until: dict[TopicPartition, int]) -> bool:
+    def _is_at(self, until: Mapping[TopicPartition, int]) -> bool:
         return all(tp in self._applied and self._consumer_at(tp) >= offset for tp, offset in until.items())
 
     def _consumer_at(self, tp: TopicPartition) -> int:

@@ -172,7 +172,7 @@ class World:
 
 
 async def digest_of(database: Database) -> dict[str, tuple[int, str]]:
-    async with database.engine.connect() as connection:
+    async with database.snapshot() as connection:
         return await digest(connection)
 
 

@@ -75,7 +75,8 @@ async def test_garbage_goes_to_the_dead_letters_and_the_next_record_is_applied(w
     log.garbage(partition, b'{"type":"payment_authorized/1"}')
     payment = log.authorize(account, 100)
     await world.send(log)
-    await world.catch_up(database)
+    async with world.running(database, group=f"{world.settings.environment}.g"):
+        await world.applied(read_model)
     assert (await read_model.payment(payment)).payment == log.payments[payment]
     letters = [
         dict(record.headers) | {"value": record.value}
