@@ -59,21 +59,23 @@ class BatchResult:
     dead_letters: int
 
 
+Route = tuple[str, Callable[[Any], bytes], int, bool]
+"""What emitting to a sink needs: its name, its codec, its number of partitions, and whether it is keyed like
+the source, so that a record about the same key has the same partition number on both."""
+
+
 class Context:
     """What a handler may know and do. Time, ids and state come from here and nowhere else."""
 
     __slots__ = (
-        "_alongside", "_counts", "_outputs", "_sinks", "key", "offset", "partition", "record_timestamp",
-        "tables", "timestamp",
+        "_append", "_routes", "key", "offset", "partition", "record_timestamp", "tables", "timestamp",
     )  # fmt: skip
 
     def __init__(
         self,
         partition: int,
         tables: Mapping[AnyTable, TableView[Any]],
-        sinks: frozenset[AnyTopic],
-        alongside: frozenset[AnyTopic],
-        partition_counts: Mapping[str, int],
+        routes: Mapping[AnyTopic, Route],
         outputs: list[RawOutput],
     ) -> None:
         self.partition = partition
@@ -84,10 +86,8 @@ class Context:
         """Event time of the partition in ms: the record's, or the latest before it if that is later."""
         self.record_timestamp = 0
         """The record's own time in ms, for what may be late: it goes back and forth."""
-        self._sinks = sinks
-        self._alongside = alongside
-        self._counts = partition_counts
-        self._outputs = outputs
+        self._routes = routes
+        self._append = outputs.append
 
     def table(self, table: Table[V]) -> TableView[V]:
         """The typed form of `tables[table]`."""
@@ -108,21 +108,16 @@ class Context:
         its own key on a topic keyed like the source (they are co-partitioned), and Kafka's default
         partitioner for another key or another kind of topic.
         """
-        assert topic in self._sinks, f"{topic} is not among this processor's sinks"
+        route = self._routes.get(topic)
+        assert route is not None, f"{topic} is not among this processor's sinks"
+        name, encode, partitions, alongside = route
         if partition is None:
-            if (key is None or key == self.key) and topic in self._alongside:
+            if alongside and (key is None or key == self.key):
                 partition = self.partition
             else:
-                partition = partition_of(key or self.key or b"", self._counts[topic.name])
-        self._outputs.append(
-            (
-                topic.name,
-                partition,
-                self.key if key is None else key,
-                topic.encode(message),
-                self.timestamp,
-                headers,
-            )
+                partition = partition_of(key or self.key or b"", partitions)
+        self._append(
+            (name, partition, self.key if key is None else key, encode(message), self.timestamp, headers)
         )
 
 
@@ -166,9 +161,10 @@ class Execution:
         self.partition_time = partition_time
         self._dead_letters = dead_letters
         self._views = {table: TableView(table, store) for table in processor.tables}
-        self._sinks = frozenset(processor.sinks)
-        self._alongside = frozenset(sink for sink in processor.sinks if sink.key == processor.source.key)
-        self._counts = partition_counts
+        self._routes: dict[AnyTopic, Route] = {
+            sink: (sink.name, sink.encode, partition_counts[sink.name], sink.key == processor.source.key)
+            for sink in processor.sinks
+        }
         self._open = False
 
     def run(self, records: Sequence[Any], *, timestamp_max: int | None = None) -> BatchResult:
@@ -183,22 +179,23 @@ class Execution:
         self._open = True
         outputs: list[RawOutput] = []
         views = tuple(self._views.values())
-        context = Context(self.partition, self._views, self._sinks, self._alongside, self._counts, outputs)
+        context = Context(self.partition, self._views, self._routes, outputs)
         decode, handler = self.processor.source.decode, self.processor.handler
         now, dead = self.partition_time, 0
         for record in records:
             mark = len(outputs)
             try:
-                if timestamp_max is not None and record.timestamp > timestamp_max:
+                timestamp = record.timestamp
+                if timestamp_max is not None and timestamp > timestamp_max:
                     raise Impossible("its timestamp is in the future")
                 try:
                     message = decode(record.value)
                 except ValueError as error:
                     raise Impossible(str(error)) from None
-                if record.timestamp > now:
-                    now = record.timestamp
-                context.key, context.offset, context.timestamp = record.key, record.offset, now
-                context.record_timestamp = record.timestamp
+                if timestamp > now:
+                    now = timestamp
+                context.key, context.offset = record.key, record.offset
+                context.timestamp, context.record_timestamp = now, timestamp
                 handler(message, context)
             except Impossible as refusal:
                 del outputs[mark:]
