@@ -139,8 +139,7 @@ class RocksStore:
         """Rows with start <= key < stop, from a snapshot taken now."""
         bounded = rocksdict.ReadOptions()
         bounded.set_iterate_upper_bound(stop)
-        rows: Iterator[tuple[bytes, bytes]] = self._database.items(from_key=start, read_opt=bounded)
-        return rows
+        return _within(self._database.items(from_key=start, read_opt=bounded), bounded, stop)
 
     def write(self, changes: Iterable[Change], progress: bytes | None, applied: Applied) -> None:
         """All of it or none: rows, progress (None: among the rows) and how far the changelog is in."""
@@ -174,6 +173,17 @@ class RocksStore:
     def close(self) -> None:
         """Give up RocksDB's lock. A handle that is only dropped keeps it."""
         self._database.close()
+
+
+def _within(
+    rows: Iterator[tuple[bytes, bytes]], bounded: rocksdict.ReadOptions, stop: bytes
+) -> Iterator[tuple[bytes, bytes]]:
+    """`rows`, keeping `bounded` alive: RocksDB reads the upper bound from memory that it owns, and iterates
+    past it once that is freed (rocksdict 0.3.29: the iterator holds no reference)."""
+    for row in rows:
+        assert row[0] < stop, "RocksDB went past the upper bound of a scan"
+        yield row
+    del bounded
 
 
 class StoreUnavailable(RuntimeError):
