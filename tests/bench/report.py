@@ -108,6 +108,17 @@ def write_json(result: Result, where: dict[str, Any]) -> Path:
     return path
 
 
+def read_results() -> dict[str, Result]:
+    """The latest result of every benchmark that reports/ holds."""
+    found = {}
+    for path in sorted(REPORTS.glob("*.json")):
+        kept = json.loads(path.read_text())
+        kept.pop("machine")
+        kept["figures"] = [Figure(f["name"], f["unit"], tuple(f["values"])) for f in kept["figures"]]
+        found[path.stem] = Result(**kept)
+    return found
+
+
 def print_result(result: Result) -> None:
     """The figures of one benchmark: min / median / max over its runs."""
     table = RichTable(title=f"{result.benchmark}  ({result.command})", title_justify="left")

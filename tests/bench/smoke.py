@@ -58,7 +58,7 @@ async def w1_once(ground: Ground, peer: str, command: list[str], count: int, *, 
     }
     load_before = time.monotonic()
     with Watched(command, log=ground.home / f"{name}.log", env=environment) as worker:
-        async with Progress(ground.bootstrap, sink) as progress:
+        async with Progress(ground.bootstrap, sink, lambda: worker.cpu_s) as progress:
             await progress.until(count, timeout_s=RUN_TIMEOUT_S, check=worker.check)
         cpu_s = worker.cpu_s
     expected: dict[str, Decision] = oracle(count)
@@ -85,6 +85,7 @@ async def w1_once(ground: Ground, peer: str, command: list[str], count: int, *, 
         "seconds": appended.seconds,
         "per_s": count / appended.seconds,
         "cpu_s": cpu_s,
+        "cpu_us_per_record": progress.cpu_us_per_record(),
         "rss_peak_mib": worker.rss_peak_mib,
         "wall_s": time.monotonic() - load_before,
     }

@@ -96,7 +96,7 @@ class Appended:
 async def ends(bootstrap: str, topic: str) -> dict[int, int]:
     """Last stable offset of each partition."""
     async with reader(bootstrap) as consumer:
-        partitions = await _partitions(consumer, topic)
+        partitions = await partitions_of(consumer, topic)
         return {tp.partition: end for tp, end in (await consumer.end_offsets(partitions)).items()}
 
 
@@ -123,7 +123,7 @@ async def read_all(
     found = Appended()
     stamps: list[int] = []
     async with reader(bootstrap) as consumer:
-        partitions = await _partitions(consumer, topic)
+        partitions = await partitions_of(consumer, topic)
         consumer.assign(partitions)
         until = await consumer.end_offsets(partitions)
         for tp in partitions:
@@ -147,7 +147,7 @@ async def read_all(
     return found
 
 
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+async def partitions_of(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
     await consumer._client.force_metadata_update()
     known = consumer.partitions_for_topic(topic)
     if known is None:
@@ -160,15 +160,17 @@ async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicParti
 class Progress:
     """Watches a topic grow: how many records are committed, polled, with the time of the last move."""
 
-    def __init__(self, bootstrap: str, topic: str) -> None:
+    def __init__(self, bootstrap: str, topic: str, cpu: Callable[[], float] = lambda: 0.0) -> None:
+        """`cpu`: CPU seconds of what is measured, so far."""
         self._consumer = reader(bootstrap)
         self._topic = topic
-        self.curve: list[tuple[float, int]] = []
-        """(monotonic seconds, sum of last stable offsets), at each change."""
+        self._cpu = cpu
+        self.curve: list[tuple[float, int, float]] = []
+        """(monotonic seconds, sum of last stable offsets, CPU seconds so far), at each change."""
 
     async def __aenter__(self) -> Progress:
         await self._consumer.start()
-        self._topic_partitions = await _partitions(self._consumer, self._topic)
+        self._topic_partitions = await partitions_of(self._consumer, self._topic)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -178,8 +180,14 @@ class Progress:
         """Sum of the last stable offsets now."""
         end: int = sum((await self._consumer.end_offsets(self._topic_partitions)).values())
         if not self.curve or end != self.curve[-1][1]:
-            self.curve.append((time.monotonic(), end))
+            self.curve.append((time.monotonic(), end, self._cpu()))
         return end
+
+    def cpu_us_per_record(self) -> float:
+        """Between the first and the last change: without start-up and without stop."""
+        moves = self.curve[1:] if len(self.curve) > 2 else self.curve
+        records = moves[-1][1] - moves[0][1]
+        return (moves[-1][2] - moves[0][2]) / records * 1e6 if records else float("nan")
 
     async def until(
         self, records: int, *, timeout_s: float, still: float = 1.0, check: Callable[[], None]
