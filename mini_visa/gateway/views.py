@@ -39,6 +39,8 @@ _KINDS: Final = {
     409: "conflict",
     422: "request-id-reused",
 }
+_FIELDS: Final = {400: "amount", 422: "request_id"}
+"""The field at fault: of what passed the gateway, only an amount's decimals can turn out wrong."""
 
 
 def time_view(ms: int) -> str | None:
@@ -213,7 +215,8 @@ def refusal_problem(outcome: Outcome) -> Problem:
     if refusal.left is not None:
         more["left"] = format_amount(refusal.left, exponent_of(refusal.currency))
         more["currency"] = refusal.currency
-    errors = [FieldError("amount", refusal.reason)] if outcome.status == 400 else []
+    field = _FIELDS.get(outcome.status)
+    errors = [FieldError(field, refusal.reason)] if field else []
     kind = _KINDS.get(outcome.status, "refused")
     return Problem(outcome.status, kind, refusal.reason, errors=errors, more=more)
 
@@ -313,13 +316,15 @@ def entry_view(entry: Entry) -> dict[str, Any]:
 
 
 def alert_view(alert: FraudAlert) -> dict[str, Any]:
+    """A rule that fired. What is not about one amount (a count of declines) has no currency."""
+    amount = format_amount(alert.amount, exponent_of(alert.currency)) if alert.currency else None
     return {
         "alert_id": alert.alert_id,
         "at": time_view(alert.at),
         "account_id": alert.account,
         "request_id": alert.request_id,
-        "amount": format_amount(alert.amount, exponent_of(alert.currency)),
-        "currency": alert.currency,
+        "amount": amount,
+        "currency": alert.currency or None,
         "merchant_id": alert.merchant_id or None,
         "score": alert.score,
         "rule": rule_view(alert.hit),
