@@ -100,7 +100,8 @@ async def measure(*, kills: int, command: str) -> Result:
     ]
     result.notes.append(
         f"SIGKILL of the authorization worker at {RATE_PER_S:,} commands/s, its tables on its disk, "
-        "a fresh interpreter started at once; until a read_committed reader of payment.events has a decision made after it"
+        "a fresh interpreter started at once; until a read_committed reader of payment.events has a "
+        "decision made after it"
     )
     return result
 

@@ -56,7 +56,8 @@ async def measure(*, records: int, reps: int, command: str) -> Result:
                 {"restored": restored, "seconds": slowest, "from_start_s": started, "rss_mib": rss}
             )
             console.print(
-                f"  restore {turn + 1}/{reps}: {restored:,} records in {slowest:.2f} s, {number(rates[-1])}/s",
+                f"  restore {turn + 1}/{reps}: {restored:,} records in {slowest:.2f} s, "
+                f"{number(rates[-1])}/s",
                 style="dim",
             )
     result.figures = [
@@ -66,6 +67,7 @@ async def measure(*, records: int, reps: int, command: str) -> Result:
     ]
     result.notes.append(
         f"{restored:,} changelog records of authorization's tables in {ground.partitions} partitions, "
-        "one worker on one core, empty disk; from_start_s: with the start of the interpreter and joining the group"
+        "one worker on one core, empty disk; from_start_s: with the start of the interpreter and joining "
+        "the group"
     )
     return result
