@@ -53,8 +53,9 @@ docs: setup ## Write docs/configuration.md from the settings
 bench: setup ## Throughput and latency against the floors
 	$(BIN)/python -m tests.bench $(ARGS)
 
-peers: setup ## The same workload on Kafka Streams and plain Faust, beside ours
-	$(BIN)/python -m tests.bench peers $(ARGS)
+peers: setup ## One workload on other systems beside ours: PEERS="mini-visa kstreams-eos faust-alo" N=300000 REPS=3 OUT=FILE
+	$(BIN)/python -m tests.bench peers $(if $(PEERS),--peers "$(PEERS)") $(if $(N),--records $(N)) \
+	    $(if $(REPS),--reps $(REPS)) $(if $(OUT),--out "$(OUT)") $(ARGS)
 
 lock: setup ## Resolve the dependencies anew into requirements.lock (UPGRADE=1: to the newest)
 	@command -v $(BIN)/uv >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check uv
