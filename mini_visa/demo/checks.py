@@ -27,6 +27,9 @@ DIGITS: Final = re.compile(rb"[0-9]{12,}")
 PAN_LENGTHS: Final = (15, 16)
 LOG_ERROR: Final = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|^Traceback|Unhandled exception|never awaited")
 
+SLOW_MACHINE: Final = re.compile(r"EventPerformanceMonitor|processExpiredBrokerHeartbeat: .* overloaded")
+"""What Kafka calls an error and is none: one of its threads waited for a CPU for two seconds."""
+
 
 @dataclass
 class Check:
@@ -417,7 +420,7 @@ def no_error_in_logs(logs: Sequence[Path]) -> Check:
         with path.open(errors="replace") as file:
             for number, line in enumerate(file, 1):
                 check.looked_at += 1
-                if LOG_ERROR.search(line):
+                if LOG_ERROR.search(line) and not SLOW_MACHINE.search(line):
                     check.wrong(f"{path.name}:{number}: {line.strip()[:200]}")
     return check
 

@@ -27,10 +27,11 @@ TEXTS: Final = {
     "61": "exceeds amount limit",
     "62": "restricted card",
     "65": "exceeds frequency",
-    "68": "response too late",
+    "68": "response too late (its reversal came first)",
 }
 """ISO 8583 field 39, as the demo meets them."""
 APPROVALS: Final = ("00", "10")
+NAMES: Final = {"10": "of these", "68": "reversed"}
 PERCENTILES: Final = (50, 95, 99)
 
 
@@ -86,6 +87,7 @@ class Report:
         codes = self._codes()
         payments = codes.total() or 1
         table = _table("", "#", "", title=f"{payments:,} payments on {len(self.script.lanes):,} cards")
+        table.show_header = False
         table.add_row("requests", f"{len(answers):,}", f"{', '.join(_kinds(kinds))}")
         table.add_row(
             "rate", f"{len(answers) / max(traffic.seconds, 1e-9):,.0f}/s", f"{traffic.seconds:.1f} s"
@@ -95,9 +97,9 @@ class Report:
         approved = sum(codes[code] for code in APPROVALS)
         table.add_section()
         table.add_row("approved", f"{approved:,}", f"{approved / payments:.1%}")
-        for code in sorted(codes):
+        for code in sorted(codes, key=lambda code: (code not in APPROVALS, code)):
             if code != "00":
-                name = "of these" if code in APPROVALS else "declined"
+                name = NAMES.get(code, "declined")
                 table.add_row(f"{name} {code}", f"{codes[code]:,}", TEXTS.get(code, ""))
         console.print(table)
         show_checks(self.checks, console)

@@ -180,6 +180,7 @@ def test_a_card_number_across_two_blocks_of_a_file_is_found(tmp_path, monkeypatc
         ("2026-01-01T00:00:00.000Z CRITICAL risk: no", True),
         ("Traceback (most recent call last):", True),
         ("[2026-01-01] FATAL Exiting Kafka", True),
+        ("[2026-01-01] ERROR EventPerformanceMonitor: Exceptionally slow controller event", False),
     ],
 )
 def test_errors_in_logs_are_seen(tmp_path, line, bad):
