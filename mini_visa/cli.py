@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, NoReturn
 
+import msgspec
 import orjson
 import typer
 from pydantic import ValidationError
@@ -345,28 +346,44 @@ def read_model_migrate(as_json: Json = False) -> None:
 
 
 @read_model_commands.command("rebuild")
-def read_model_rebuild(as_json: Json = False) -> None:
-    """Empty the database; the projection fills it again from the beginning of the log."""
-    from mini_visa.readmodel.database import Database
+def read_model_rebuild(
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare only: exit code 1 when a row is not what the log makes it."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make it anew from the log, beside the one that is read, compare the two, and change them over.
+
+    Queries and the projection go on meanwhile. If it ends early, everything is as it was."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     from mini_visa.readmodel.rebuild import rebuild
 
-    async def begin_anew() -> str:
-        database = Database.of(settings(), write=True)
-        try:
-            if database.sqlite and not database.file.exists():
-                await database.migrate()
-            await rebuild(database)
-            return str(database)
-        finally:
-            await database.close()
+    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=as_json) as progress:
+        bar = progress.add_task("starting", total=None)
 
-    emptied = asyncio.run(begin_anew())
+        def show(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=what, completed=done, total=total or None)
+
+        done = asyncio.run(rebuild(settings(), switch=not check, show=show))
     if as_json:
-        print_json({"database": emptied, "emptied": True})
+        print_json(msgspec.to_builtins(done))
     else:
-        out().print(
-            f"{emptied} is empty. The projection fills it: mini-visa worker projection", soft_wrap=True
-        )
+        console = out()
+        console.print(f"{done.records:,} records applied.")
+        if not done.compared:
+            console.print("Not compared: there was nothing to compare with, or it did not catch up in time.")
+        elif done.different:
+            console.print(f"These tables were not what the log makes them: {', '.join(done.different)}.")
+        else:
+            rows = ", ".join(f"{count:,} {table}" for table, count in sorted(done.rows.items()))
+            console.print(f"Equal, row by row: {rows}.", soft_wrap=True)
+        if done.switched:
+            console.print("The new read model is in place.")
+    if check and (done.different or not done.compared):
+        raise typer.Exit(1)
 
 
 @key_commands.command("create")

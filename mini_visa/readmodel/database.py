@@ -31,7 +31,8 @@ BUSY_TIMEOUT_MS: Final = 5_000
 LOCK_POLL_S: Final = 0.005
 CACHE_KIB: Final = 64 << 10
 MIGRATION_LOCK: Final = 0x6D76_7265
-"""PostgreSQL advisory lock of whoever changes the schema: "mvre"."""
+REBUILD_LOCK: Final = 0x6D76_7266
+"""PostgreSQL advisory locks of whoever changes the schema ("mvre"), and of whoever rebuilds."""
 
 TRY_AGAIN_SQLITE: Final = frozenset(
     getattr(sqlite3, f"SQLITE_{name}") for name in ("BUSY", "LOCKED", "IOERR", "FULL", "CANTOPEN")
@@ -102,6 +103,16 @@ class Database:
     @classmethod
     def of(cls, settings: Settings, *, write: bool = False) -> Database:
         return cls(database_url(settings), write=write)
+
+    def reading(self) -> Database:
+        """The same for reading, with connections of its own."""
+        return Database(self.url, schema=self.schema)
+
+    def beside(self) -> Database:
+        """Where a copy is made that is to take this one's place."""
+        if self.sqlite:
+            return Database(self.url.set(database=str(self.file.with_suffix(".next.sqlite"))), write=True)
+        return Database(self.url, schema=NEXT, write=True)
 
     @property
     def file(self) -> Path:
@@ -225,6 +236,37 @@ class Database:
                     await connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {self.schema}")
                 await connection.run_sync(_upgrade)
 
+    async def erase(self) -> None:
+        """Nothing is left of it: for the copy of `beside`."""
+        await self.close()
+        if self.sqlite:
+            remove_sqlite(self.file)
+            return
+        async with self.transaction() as connection:
+            await connection.exec_driver_sql(f"DROP SCHEMA IF EXISTS {self.schema} CASCADE")
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Nobody else is in such a block for this database. Raises `DatabaseUnusable` when somebody is."""
+        taken = DatabaseUnusable(f"{self}: another rebuild is at work; wait for it, or end it")
+        if self.sqlite:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.with_suffix(".rebuild.lock").open("a") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise taken from None
+                yield
+            return
+        holder = Database(self.url, schema=self.schema)
+        try:
+            async with holder.engine.connect() as connection:
+                if not await connection.scalar(sa.text(f"SELECT pg_try_advisory_lock({REBUILD_LOCK})")):
+                    raise taken
+                yield
+        finally:
+            await holder.close()
+
     @asynccontextmanager
     async def exclusive(self, *, shared: bool = False) -> AsyncIterator[None]:
         """SQLite: hold the file's lock, which a projection shares and a change of the whole file has alone.
@@ -274,6 +316,12 @@ def _upgrade(connection: sa.Connection) -> None:
         config.set_main_option("script_location", str(folder).replace("%", "%%"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def remove_sqlite(file: Path) -> None:
+    """The file, its log and its index."""
+    for suffix in ("", "-wal", "-shm"):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -55,6 +55,15 @@ class RebuildNeeded(ProjectionStopped):
     """The log is not the one that the read model was made from."""
 
 
+async def check_topics(settings: Settings, names: Iterable[str]) -> None:
+    """Raises `ProjectionStopped` when one is missing: aiokafka's consumer would wait for it for ever."""
+    async with admin(settings) as client:
+        found = set(await client.list_topics())
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ProjectionStopped(f"no topic {', '.join(missing)}: run mini-visa topics apply")
+
+
 class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
     """Applies `views` to `database` until it is stopped.
 
@@ -135,11 +144,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _start(self) -> None:
         names = list(self._views)
-        async with admin(self._settings) as client:  # aiokafka's consumer waits for a topic for ever
-            found = set(await client.list_topics())
-        missing = [name for name in (*names, dead_letters(SERVICE)) if name not in found]
-        if missing:
-            raise ProjectionStopped(f"no topic {', '.join(missing)}: run mini-visa topics apply")
+        await check_topics(self._settings, [*names, dead_letters(SERVICE)])
         self._consumer = AIOKafkaConsumer(
             **client_options(self._settings),
             group_id=self._group,

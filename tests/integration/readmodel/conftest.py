@@ -41,7 +41,10 @@ class World:
         self.sent: dict[tuple[str, int], int] = {}
 
     async def create(self, *names: str) -> None:
-        await self._admin("create_topics", [NewTopic(name, PARTITIONS, 1) for name in names])
+        await self._admin(
+            "create_topics",
+            [NewTopic(name, PARTITIONS, 1, topic_configs={"retention.ms": "-1"}) for name in names],
+        )
 
     async def delete(self, *names: str) -> None:
         await self._admin("delete_topics", list(names))
