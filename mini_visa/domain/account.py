@@ -87,8 +87,6 @@ def decide(
     operation = _OPERATIONS[kind] if row is None else authorizing.cancelled
     outcome = operation(turn, command)  # type: ignore[arg-type]
     turn.finish()
-    attempt = command.attempt
-    given_up = () if row is None else row.given_up
     records.put_request(
         command.account,
         client,
@@ -98,8 +96,8 @@ def decide(
             operation=_NAMES[kind],
             fingerprint=command.fingerprint,
             outcome=outcome,
-            answered=(attempt,) if kind is Authorize and attempt not in given_up else (),
-            given_up=given_up,
+            answered=(command.attempt,) if kind is Authorize else (),
+            given_up=() if row is None else row.given_up,
         ),
     )
     return Decision(outcome, turn.events)
