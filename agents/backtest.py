@@ -1,0 +1,92 @@
+"""Back-test of a rule: the risk service itself, twice over the same stretch of card.requests, in memory, by
+the rules in force and with the proposed version among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Final
+
+from agents.risk import assess
+from mini_visa import topics
+from mini_visa.domain.commands import Authorize, Increment
+from mini_visa.domain.payment import Verdict
+from mini_visa.domain.risk import Rule, RuleSet
+from mini_visa.streams import Record
+from mini_visa.streams.processor import Execution
+from mini_visa.streams.table import SEPARATOR
+from mini_visa.streams.testing import DEAD_LETTERS, MemoryStore
+from tables.rules import CURRENT, RULES
+
+BATCH_RECORDS: Final = 1_000
+DIFFERENCES_MAX: Final = 1_000
+"""Differences that are shown one by one; all are counted."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A request that the proposed version would have decided otherwise, or with other hits."""
+
+    account: str
+    request_id: str
+    amount: int
+    before: Verdict
+    after: Verdict
+
+
+@dataclass
+class Comparison:
+    requests: int = 0
+    declined_before: int = 0
+    declined_after: int = 0
+    changed: int = 0
+    """Requests whose response code differs."""
+    differences: list[Difference] = field(default_factory=list)
+
+    def see(self, before: Authorize | Increment, after: Authorize | Increment) -> None:
+        assert before.request_id == after.request_id and before.verdict and after.verdict
+        old, new = before.verdict, after.verdict
+        self.requests += 1
+        self.declined_before += bool(old.response_code)
+        self.declined_after += bool(new.response_code)
+        self.changed += old.response_code != new.response_code
+        differs = (old.response_code, old.hits) != (new.response_code, new.hits)
+        if differs and len(self.differences) < DIFFERENCES_MAX:
+            self.differences.append(Difference(before.account, before.request_id, before.amount, old, new))
+
+
+def back_test(records: Iterable[Record], current: RuleSet, proposed: Rule) -> Comparison:
+    """Compare over `records`, one partition of card.requests from some offset on, in order. Windows begin
+    empty there, so start one window before what is of interest. Raises `RuleConflict` for a version that
+    could not be put in force."""
+    runs = [_service(current), _service(current.put(proposed))]
+    comparison = Comparison()
+    remaining = iter(records)
+    while batch := list(islice(remaining, BATCH_RECORDS)):
+        before, after = (list(_passed_on(run, batch)) for run in runs)
+        for old, new in zip(before, after, strict=True):
+            comparison.see(old, new)
+    return comparison
+
+
+def _service(rules: RuleSet) -> tuple[Execution, MemoryStore]:
+    store = MemoryStore()
+    table = RULES.name.encode() + SEPARATOR
+    row = RULES.encode(rules)
+    store.write([(table + CURRENT, row), (table + str(rules.number).encode(), row)])
+    counts = {topic.name: 1 for topic in (assess.source, *assess.sinks)}
+    return Execution(assess, 0, store, dead_letters=DEAD_LETTERS, partition_counts=counts), store
+
+
+def _passed_on(run: tuple[Execution, MemoryStore], batch: list[Record]) -> Iterator[Authorize | Increment]:
+    execution, store = run
+    result = execution.run(batch)
+    store.write(result.changes)
+    execution.committed()
+    for topic, _, _, value, _, _ in result.outputs:
+        if topic == topics.ACCOUNT_COMMANDS.name:
+            command = topics.ACCOUNT_COMMANDS.decode(value)
+            assert isinstance(command, Authorize | Increment)
+            yield command
