@@ -46,9 +46,7 @@ def test_it_decides_as_the_service_with_that_rule_would():
     service = RiskService()
     service.ask(PutRule(rule="velocity-count-60s", version=2, body={
         "metric": "count", "window_s": 60, "threshold": 4, "outcome": "decline"}))  # fmt: skip
-    verdicts: list[Verdict | None] = [
-        service.ask(one, at=NOON + n * SECOND) for n, one in enumerate(messages)
-    ]
+    verdicts = [service.ask(one, at=NOON + n * SECOND) for n, one in enumerate(messages)]
     declined = sum(verdict is not None and verdict.response_code != "" for verdict in verdicts)
     assert back_test(a_log(*messages), DEFAULT_RULE_SET, a_rule(4)).declined_after == declined > 5
 
