@@ -12,8 +12,9 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -547,6 +548,68 @@ async def _tail(
             shown += 1
             if shown == count:
                 return
+
+
+@app.command(rich_help_panel=USE)
+def replay(
+    subject: Annotated[str, typer.Argument(help="An account (tok_...) or a payment (pay_...).")],
+    at: Annotated[str, typer.Option(help="As it was then: 2026-01-31T12:00:00Z.")] = "",
+    offset: Annotated[
+        int | None, typer.Option(min=0, help="As it was after this offset of its partition.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild an account or a payment from the log alone, and compare it with the read model and with
+    authorization's table. Exit code 1 when anything differs."""
+    from mini_visa.replay import replay as run
+
+    if at and offset is not None:
+        raise typer.BadParameter("one of --at and --offset")
+    with _reading_bar(as_json) as show:
+        done = asyncio.run(run(settings(), subject, at=_milliseconds(at), offset=offset, show=show))
+    document = msgspec.to_builtins(done)
+    if as_json:
+        print_json(document)
+    else:
+        console = out()
+        for title in ("account", "payment"):
+            if document[title]:
+                console.print(title, style="bold")
+                for name, value in document[title].items():
+                    console.print(f"  {name:20} {value}", markup=False, soft_wrap=True)
+        console.print(
+            f"{done.events:,} events, the last at offset {done.offset} of partition {done.partition}"
+        )
+        console.print(f"agrees with: {', '.join(done.checked)}" if not done.differences else "DIFFERS:")
+        for difference in done.differences:
+            console.print(f"  {difference}", markup=False, soft_wrap=True)
+        for skipped in done.skipped:
+            console.print(f"not compared with {skipped}", markup=False, soft_wrap=True)
+    if done.differences:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _reading_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on standard error, for records read of records in all."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        bar = progress.add_task("reading the log", total=None)
+        yield lambda done, total: progress.update(bar, completed=done, total=total)
+
+
+def _milliseconds(text: str) -> int | None:
+    """Of an RFC 3339 time; None for ""."""
+    if not text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter("--at: not a time such as 2026-01-31T12:00:00Z") from None
+    if moment.tzinfo is None:
+        raise typer.BadParameter("--at: say the time zone, such as 2026-01-31T12:00:00Z")
+    return int(moment.timestamp() * 1000)
 
 
 def _client(url: str, api_key: str) -> Any:

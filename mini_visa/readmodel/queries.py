@@ -18,7 +18,7 @@ from mini_visa.domain.payment import Account, Payment
 from mini_visa.readmodel import schema
 from mini_visa.readmodel.database import Database, DatabaseUnusable, first_line
 from mini_visa.readmodel.pages import Cursors, Page, PaymentFilters, page_limit
-from mini_visa.readmodel.schema import PARTITION_BITS, partition_and_offset
+from mini_visa.readmodel.schema import PARTITION_BITS, partition_and_offset, place_of
 from mini_visa.readmodel.views import is_payment_id, payment_key, storable
 from mini_visa.settings import Settings
 
@@ -202,6 +202,21 @@ class ReadModel:
             event = (await connection.execute(_ACCOUNT_AT, {"id": account_id, "at": at})).scalar()
         return None if event is None else _account_of(event)
 
+    async def account_after(self, account_id: str, partition: int, offset: int) -> Account | None:
+        """The account as the events of its partition up to `offset` left it."""
+        parameters = {"id": account_id, "place": place_of(partition, offset)}
+        async with self._database.engine.connect() as connection:
+            event = (await connection.execute(_ACCOUNT_AFTER, parameters)).scalar()
+        return None if event is None else _account_of(event)
+
+    async def payment_after(self, payment_id: str, partition: int, offset: int) -> Payment | None:
+        """The payment as the events of its partition up to `offset` left it."""
+        parameters = {"key": payment_key(payment_id, partition), "place": place_of(partition, offset)}
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(_PAYMENT_AFTER, parameters)).scalars().all()
+        found = (getattr(_decode(event), "payment", None) for event in rows)  # a refused request has none
+        return next((payment for payment in found if payment is not None), None)
+
     async def entries(
         self, account_id: str, at: int | None = None, cursor: str | None = None, limit: int = 100
     ) -> Page[Entry]:
@@ -355,6 +370,22 @@ _ACCOUNT_AT = (
     .where(_event.account_id == sa.bindparam("id"), _event.at <= sa.bindparam("at"), _event.seq.is_not(None))
     .order_by(_event.at.desc(), _event.place.desc())
     .limit(1)
+)
+_ACCOUNT_AFTER = (
+    sa.select(_event.event)
+    .where(
+        _event.account_id == sa.bindparam("id"),
+        _event.place <= sa.bindparam("place"),
+        _event.seq.is_not(None),
+    )
+    .order_by(_event.at.desc(), _event.place.desc())
+    .limit(1)
+)
+_PAYMENT_AFTER = (
+    sa.select(_event.event)
+    .where(_event.payment_key == sa.bindparam("key"), _event.place <= sa.bindparam("place"))
+    .order_by(_event.place.desc())
+    .limit(EVENTS_MAX)
 )
 _ALERTS = sa.select(schema.alerts.c.alert).order_by(
     schema.alerts.c.at.desc(), schema.alerts.c.alert_id.desc()

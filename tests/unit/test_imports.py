@@ -62,6 +62,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         ),
     ),
     # The entrypoints stand on top and may use everything below.
+    ("mini_visa.replay", frozenset({"mini_visa", "tables"})),
     ("mini_visa", frozenset({"mini_visa"})),
 )
 
