@@ -150,19 +150,13 @@ def record_clearing(turn: Turn, payment: Payment, command: RecordClearing) -> Ou
             released=payment.released + (amount if hold_open else 0),
         )
     )
-    after, posts = _post_reserved(after)
     turn.keep(operation, payment, after)
     turn.tell(
         CaptureRejected,
         after,
         amount,
-        posted_by=-amount - posts,
-        facts={
-            "n": command.n,
-            "refund_cancelled": cancels,
-            "refund_posted": posts,
-            "reason": command.reason,
-        },
+        posted_by=-amount,
+        facts={"n": command.n, "refund_cancelled": cancels, "reason": command.reason},
     )
     return turn.answer(after)
 
@@ -274,7 +268,7 @@ def open_chargeback(turn: Turn, payment: Payment, command: OpenChargeback) -> Ou
     refusal = turn.check(Operation.CHARGE_BACK, payment, command.amount, command.exponent)
     if refusal is not None:
         return refusal
-    left = min(payment.cleared - payment.refunded - payment.charged_back, left_to_refund(payment))
+    left = payment.cleared - payment.refunded - payment.charged_back  # 0 while a refund is reserved
     amount = left if command.amount is None else command.amount
     if amount > left or amount == 0:
         return turn.refuse(409, "more than is cleared and left", payment=payment, left=left)

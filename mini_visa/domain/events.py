@@ -111,8 +111,6 @@ class CaptureCleared(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True
 class CaptureRejected(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="capture_rejected/1"):
     n: int
     refund_cancelled: int = 0
-    refund_posted: int = 0
-    """Reserved refunds that need not wait for this capture any more."""
     reason: str = ""
 
 

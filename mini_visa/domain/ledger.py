@@ -116,13 +116,8 @@ def _clear(event: CaptureCleared) -> Postings:
 
 
 def _reject(event: CaptureRejected) -> Postings:
-    payment = event.payment
-    return _entry(
-        event.account.currency,
-        (CLEARING_SUSPENSE, event.amount),
-        (receivable_of(payment.account), -event.amount - event.refund_posted),
-        (payable_of(payment.merchant.id), event.refund_posted),
-    )
+    account = event.payment.account
+    return _move(event.account.currency, event.amount, CLEARING_SUSPENSE, receivable_of(account))
 
 
 def _refund(event: PaymentRefunded) -> Postings:

@@ -139,6 +139,8 @@ def test_an_increment_raises_the_hold_or_leaves_it() -> None:
     declined = host.increment(payment, "20.01").outcome
     assert (declined.status, declined.response_code, declined.payment.status) == (200, "51", "authorized")
     assert host.account.held == 8000
+    assert host.increment(payment, "20.00").outcome.response_code == "00" and host.account.available == 0
+    assert host.reverse(payment, "20.00").outcome.status == 200
     risky = host.increment(payment, "1.00", verdict=FRAUD)
     assert risky.outcome.response_code == "59" and host.account.held == 8000
     host.change(status=AccountStatus.LOST)

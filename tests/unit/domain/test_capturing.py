@@ -3,7 +3,7 @@ import pytest
 from mini_visa.domain.commands import AcceptChargeback, RepresentChargeback
 from mini_visa.domain.events import CaptureRejected, PaymentCaptured, PaymentRefunded
 from mini_visa.domain.lifecycle import clearing_status, dispute_status, refund_status
-from mini_visa.domain.payment import Merchant, Payment
+from mini_visa.domain.payment import Merchant, Payment, held_of
 from mini_visa.domain.terms import FeeRate, Terms
 from mini_visa.domain.testing import Host
 
@@ -100,7 +100,7 @@ def test_a_rejected_capture_does_not_bring_the_hold_back() -> None:
     host.capture(payment, "30.00", final=False)
     host.clear(payment, accepted=False, reason="no such merchant")
     after = host.payment(payment)
-    assert (host.account.held, host.account.posted, after.captured) == (7000, 0, 0)
+    assert (host.account.held, held_of(after), host.account.posted, after.captured) == (7000, 7000, 0, 0)
     assert (after.status, clearing_status(after)) == ("partially_captured", "rejected")
     assert after.captures[0].reason == "no such merchant"
     assert host.reverse(payment).outcome.payment.status == "reversed"
@@ -157,7 +157,7 @@ def test_reserved_refunds_that_a_rejection_leaves_no_cover_for_are_cancelled_new
     assert host.account.posted == 0
 
 
-def test_a_refund_that_waits_for_a_rejected_capture_posts_when_others_cover_it() -> None:
+def test_a_reserved_refund_posts_when_a_represented_chargeback_gives_it_cover() -> None:
     host = Host()
     payment = captured(host, "100.00", "200.00")
     host.clear(payment, 1)
