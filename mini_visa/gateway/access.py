@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -25,6 +26,8 @@ from mini_visa.domain.commands import LOCAL_CLIENT
 from mini_visa.errors import UserError
 from mini_visa.gateway.problems import Problem
 from mini_visa.settings import Settings
+
+log = logging.getLogger(__name__)
 
 SCOPES: Final[Mapping[str, str]] = {
     "payments:write": "authorize, capture, reverse, refund, dispute",
@@ -119,7 +122,7 @@ class Access:
         self._stamp: tuple[int, int] | None = None
         self._looked = float("-inf")
         if self.required:
-            self._reload()
+            self._keys = {key.key_id: key for key in list_keys(self._path)}
             if not any(not key.revoked_at for key in self._keys.values()):
                 raise AccessError(
                     f"MINI_VISA_AUTH is required and {self._path} holds no usable key: "
@@ -164,9 +167,13 @@ class Access:
             self._keys, self._stamp = {}, None
             return
         stamp = (status.st_mtime_ns, status.st_ino)
-        if stamp != self._stamp:
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
             self._keys = {key.key_id: key for key in list_keys(self._path)}
-            self._stamp = stamp
+        except AccessError as error:
+            log.error("the access keys stay as they were: %s", error)
 
 
 def _digest(key: str) -> str:

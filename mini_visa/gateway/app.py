@@ -17,6 +17,7 @@ from mini_visa.gateway.exchange import Exchange
 from mini_visa.gateway.metrics import Metrics
 from mini_visa.gateway.openapi import document
 from mini_visa.gateway.routes import ROUTES
+from mini_visa.gateway.server import expect, server
 from mini_visa.gateway.service import Gateway
 from mini_visa.gateway.token_keys import load_tokenizer, token_keys_file
 from mini_visa.kafka import client_options
@@ -48,8 +49,8 @@ def create(settings: Settings) -> web.Application:
     for route in ROUTES:
         # An id has its own form, so that /payments/authorize is never taken for a payment.
         path = route.path.replace("{payment_id}", "{payment_id:pay_[^{}/]+}")
-        app.router.add_route(route.method, path, Endpoint(gateway, route).handle)
-    app.router.add_route("*", "/{tail:.*}", Fallback(gateway, app).handle)
+        app.router.add_route(route.method, path, Endpoint(gateway, route).handle, expect_handler=expect)
+    app.router.add_route("*", "/{tail:.*}", Fallback(gateway, app).handle, expect_handler=expect)
     app.cleanup_ctx.append(_connected)
     return app
 
@@ -89,11 +90,6 @@ async def _serve(settings: Settings) -> None:
         await drain(app[GATEWAY])
     finally:
         await runner.cleanup()
-
-
-def server(app: web.Application) -> web.AppRunner:
-    """Serves `app` without aiohttp's access log: that one writes whole paths, and a PAN may be in one."""
-    return web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
 
 async def drain(gateway: Gateway) -> None:

@@ -17,13 +17,14 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from mini_visa.domain.commands import Command
 from mini_visa.gateway import problems
 from mini_visa.gateway.fields import REQUEST_ID, Body, Invalid
 from mini_visa.gateway.problems import FieldError, Problem, bad_input, busy
 from mini_visa.gateway.service import Gateway
-from mini_visa.gateway.strict_json import parse_object
+from mini_visa.gateway.strict_json import BODY, parse_object
 from mini_visa.gateway.views import outcome_bytes, refusal_problem
 from mini_visa.streams.topic import Topic
 
@@ -257,7 +258,7 @@ class Fallback:
 
 async def read_body(request: web.Request, most: int, deadline: float) -> bytes:
     """The whole body. Raises `Problem` 413 (more than `most` bytes) or 408 (not there by `deadline`,
-    loop time)."""
+    loop time) or 400 (not in the encoding that its headers name)."""
     too_large = Problem(413, "too-large", f"A request body may have {most} bytes at most.")
     if (request.content_length or 0) > most:
         raise too_large
@@ -277,6 +278,8 @@ async def read_body(request: web.Request, most: int, deadline: float) -> bytes:
         raise Problem(
             408, "too-slow", "The body did not arrive in time.", headers={"Connection": "close"}
         ) from None
+    except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
+        raise bad_input(FieldError(BODY, "is not encoded as its headers say, or is cut off")) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

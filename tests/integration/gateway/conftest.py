@@ -13,7 +13,8 @@ import pytest
 from aiohttp import ClientSession, web
 
 from mini_visa.broker import EmbeddedBroker
-from mini_visa.gateway.app import create, server
+from mini_visa.gateway.app import create
+from mini_visa.gateway.server import server
 from mini_visa.kafka import apply_topics
 from mini_visa.settings import Settings
 
@@ -76,6 +77,13 @@ def gateway_for(settings_for: SettingsBuilder, cluster: str) -> GatewayRunner:
             await runner.cleanup()
 
     return run
+
+
+async def until_it_can_be_read_from(client: Client) -> None:
+    """Payments can be made before the read model is open; lookups are 503 until then."""
+    async with asyncio.timeout(30):
+        while (await client.get("/alerts")).status == 503:
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
