@@ -63,6 +63,8 @@ class Driver:
         self.processor = processor
         self.store = MemoryStore()
         self.outputs: list[Output] = []
+        self.log: list[Record] = []
+        """Every record so far."""
         self.offset = 0
         self._topics: dict[str, AnyTopic] = {topic.name: topic for topic in topics}
         self.execution = Execution(
@@ -87,6 +89,7 @@ class Driver:
         self.store.write(result.changes)
         self.execution.committed()
         self.offset = result.next_offset
+        self.log.extend(records)
         self.outputs.extend(Output(*raw) for raw in result.outputs)
         return result
 
