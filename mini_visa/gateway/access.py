@@ -138,8 +138,7 @@ class Access:
         scheme, _, key = (authorization or "").partition(" ")
         match = _KEY.fullmatch(key) if scheme.lower() == "bearer" else None
         known = self._keys.get(match[1]) if match else None
-        digest = _digest(key)
-        if known is None or not hmac.compare_digest(known.sha256, digest) or known.revoked_at:
+        if known is None or not hmac.compare_digest(known.sha256, _digest(key)) or known.revoked_at:
             raise Problem(
                 401,
                 "unauthorized",

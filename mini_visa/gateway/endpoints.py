@@ -204,7 +204,7 @@ class Endpoint:
         if data and request.content_type != JSON:
             raise Problem(415, "unsupported-media-type", f"Send the body as Content-Type: {JSON}.")
         members = parse_object(data)
-        _idempotency_key(request.headers.getall(IDEMPOTENCY_KEY, ()), members)
+        take_idempotency_key(request.headers.getall(IDEMPOTENCY_KEY, ()), members)
         values = body.read(members)
         pan = values.get("pan")
         if pan is not None:
@@ -291,7 +291,7 @@ def problem_response(problem: Problem) -> web.Response:
     )
 
 
-def _idempotency_key(given: tuple[str, ...] | list[str], members: dict[str, Any]) -> None:
+def take_idempotency_key(given: tuple[str, ...] | list[str], members: dict[str, Any]) -> None:
     """The header carries the request_id where the body does not; where both do, they agree."""
     if not given:
         return

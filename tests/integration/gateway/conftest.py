@@ -82,7 +82,7 @@ def gateway_for(settings_for: SettingsBuilder, cluster: str) -> GatewayRunner:
 async def until_it_can_be_read_from(client: Client) -> None:
     """Payments can be made before the read model is open; lookups are 503 until then."""
     async with asyncio.timeout(30):
-        while (await client.get("/alerts")).status == 503:
+        while (await client.get("/alerts")).status == 503:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from mini_visa.gateway import limits
+from mini_visa.gateway.limits import RateLimit
+from mini_visa.gateway.problems import Problem
+from mini_visa.gateway.recent import Recent
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_000.0
+        monkeypatch.setattr(limits, "monotonic", lambda: self.now)
+
+
+def admitted(limit: RateLimit, client: str, times: int) -> int:
+    """How many of `times` requests are let in."""
+    count = 0
+    for _ in range(times):
+        try:
+            limit.admit(client)
+        except Problem as problem:
+            assert problem.status == 429 and int(problem.headers["Retry-After"]) >= 1
+        else:
+            count += 1
+    return count
+
+
+def test_a_client_may_send_a_burst_and_then_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    limit = RateLimit(per_s=2.0, burst=5)
+    assert admitted(limit, "a", 10) == 5
+    clock.now += 1.5
+    assert admitted(limit, "a", 10) == 3
+    clock.now += 1_000
+    assert admitted(limit, "a", 10) == 5
+
+
+def test_one_client_does_not_use_up_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    limit = RateLimit(per_s=1.0, burst=1)
+    assert [admitted(limit, client, 2) for client in "aba"] == [1, 1, 0]
+
+
+def test_the_refused_are_told_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    limit = RateLimit(per_s=0.1, burst=1)
+    limit.admit("a")
+    with pytest.raises(Problem) as caught:
+        limit.admit("a")
+    clock.now += int(caught.value.headers["Retry-After"])
+    limit.admit("a")
+
+
+def test_no_rate_is_no_limit() -> None:
+    assert admitted(RateLimit(per_s=0.0, burst=1), "a", 1_000) == 1_000
+
+
+def test_clients_that_are_long_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)
+    monkeypatch.setattr(limits, "CLIENTS_MAX", 3)
+    limit = RateLimit(per_s=1.0, burst=1)
+    assert [admitted(limit, client, 1) for client in "abcd"] == [1, 1, 1, 1]
+    assert admitted(limit, "d", 1) == 0
+    assert admitted(limit, "a", 1) == 1
+
+
+def test_the_place_of_an_answer_never_goes_back() -> None:
+    recent = Recent(accounts_max=2)
+    recent.answered("tok_a", 1, 10)
+    recent.answered("tok_a", 1, 9)
+    assert recent.place("tok_a") == (1, 10) and recent.places() == [(1, 10)]
+    for account in ("tok_b", "tok_c"):
+        recent.answered(account, 0, 1)
+    assert recent.place("tok_a") is None and sorted(recent.places()) == [(0, 1), (1, 10)]
