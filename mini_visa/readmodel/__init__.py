@@ -2,13 +2,23 @@
 
 from mini_visa.readmodel.database import Database, DatabaseUnusable, SchemaNewer, SchemaOlder
 from mini_visa.readmodel.pages import InvalidCursor, Page, PaymentFilters
-from mini_visa.readmodel.queries import Entry, PaymentRecord, Position, ReadModel
+from mini_visa.readmodel.queries import (
+    Cycle,
+    Entry,
+    LedgerBalance,
+    PaymentRecord,
+    Position,
+    ReadModel,
+    TrialBalance,
+)
 
 __all__ = [
+    "Cycle",
     "Database",
     "DatabaseUnusable",
     "Entry",
     "InvalidCursor",
+    "LedgerBalance",
     "Page",
     "PaymentFilters",
     "PaymentRecord",
@@ -16,4 +26,5 @@ __all__ = [
     "ReadModel",
     "SchemaNewer",
     "SchemaOlder",
+    "TrialBalance",
 ]

@@ -47,6 +47,9 @@ class Batch(msgspec.Struct, frozen=True):
     records: Sequence[Any]
     as_of: int
     """Everything that was in the topic at this wall-clock time (ms) is applied with this batch."""
+    drained: bool = True
+    """Nothing followed these records when they were fetched. Otherwise the last command may have more
+    events to come: one transaction may be cut in two batches."""
 
     @property
     def place(self) -> Place:
@@ -97,6 +100,7 @@ class Applier:
                     "command_position": NO_POSITION,
                     "event_time": 0,
                     "as_of": 0,
+                    "last_position": NO_POSITION,
                 }
                 for (topic, partition), beginning in beginnings.items()
                 if (topic, partition) not in known
@@ -130,7 +134,8 @@ class Applier:
                     "_next": batch.next_offset,
                     "_last": last.offset,
                     "_checksum": checksum(last),
-                    "_position": position,
+                    "_position": position if batch.drained else position - 1,
+                    "_last_position": position,
                     "_time": max(record.timestamp for record in batch.records),
                     "_as_of": batch.as_of,
                 }
@@ -177,8 +182,18 @@ _MOVE = (
         last_offset=sa.bindparam("_last"),
         last_checksum=sa.bindparam("_checksum"),
         command_position=_larger(_row.command_position, "_position"),
+        last_position=_larger(_row.last_position, "_last_position"),
         event_time=_larger(_row.event_time, "_time"),
         as_of=_larger(_row.as_of, "_as_of"),
     )
 )
-_CONFIRM = sa.update(schema.positions).where(_SAME).values(as_of=_larger(_row.as_of, "_as_of"))
+_CONFIRM = (
+    sa.update(schema.positions)
+    .where(_SAME)
+    .values(
+        as_of=_larger(_row.as_of, "_as_of"),
+        command_position=sa.case(
+            (_row.last_position > _row.command_position, _row.last_position), else_=_row.command_position
+        ),
+    )
+)

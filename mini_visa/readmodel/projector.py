@@ -255,8 +255,15 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
             if self._until is not None and records and records[-1].offset >= self._until.get(tp, 0):
                 records = [record for record in records if record.offset < self._until.get(tp, 0)]
             if records:
-                as_of = self._drained_at(tp) or records[-1].timestamp
-                batches[tp] = Batch(self._views[tp.topic], tp.partition, applied.next_offset, records, as_of)
+                drained_at = self._drained_at(tp) if records[-1] is fetched[tp][-1] else 0
+                batches[tp] = Batch(
+                    self._views[tp.topic],
+                    tp.partition,
+                    applied.next_offset,
+                    records,
+                    drained_at or records[-1].timestamp,
+                    drained_at > 0,
+                )
         if batches:
             await self._apply(batches)
         now = time.monotonic()

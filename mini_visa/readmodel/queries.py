@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final, Self
 
@@ -14,7 +15,10 @@ import sqlalchemy as sa
 from mini_visa import topics
 from mini_visa.domain import events
 from mini_visa.domain.commands import FraudAlert
+from mini_visa.domain.journal import JournalEntry
 from mini_visa.domain.payment import Account, Payment
+from mini_visa.domain.saga import SagaEvent
+from mini_visa.domain.settlement import SettlementPosition
 from mini_visa.readmodel import schema
 from mini_visa.readmodel.database import Database, DatabaseUnusable, first_line
 from mini_visa.readmodel.pages import Cursors, Page, PaymentFilters, page_limit
@@ -62,6 +66,42 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
 
 
+class LedgerBalance(msgspec.Struct, frozen=True, kw_only=True):
+    """Minor units. What was debited and credited, ever; both are positive."""
+
+    account: str
+    currency: str
+    debits: int
+    credits: int
+
+    @property
+    def balance(self) -> int:
+        """Debit > 0, credit < 0."""
+        return self.debits - self.credits
+
+
+class CurrencyTotal(msgspec.Struct, frozen=True, kw_only=True):
+    currency: str
+    debits: int
+    credits: int
+
+    @property
+    def difference(self) -> int:
+        """Always 0."""
+        return self.debits - self.credits
+
+
+class Cycle(msgspec.Struct, frozen=True, kw_only=True):
+    """A settlement cycle, as far as it is closed."""
+
+    cycle: str
+    """When it began, "2026-01-01T00:00:00Z"."""
+    partitions: int
+    """That have closed it."""
+    positions: int
+    closed_at: int
+
+
 class Position(msgspec.Struct, frozen=True, kw_only=True):
     """How far a partition has been applied."""
 
@@ -72,6 +112,12 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     event_time: int
     as_of: int
     """Everything that was in the topic at this wall-clock time (ms) is in the read model."""
+
+
+class TrialBalance(msgspec.Struct, frozen=True, kw_only=True):
+    currencies: list[CurrencyTotal]
+    positions: list[Position]
+    """Of the journals' partitions: what it is true for."""
 
 
 class ReadModel:
@@ -254,6 +300,87 @@ class ReadModel:
             items=items, next_cursor=cursors.write(items[-1].at, items[-1].alert_id) if more else None
         )
 
+    # -- ledger ------------------------------------------------------------------------------------
+
+    async def trial_balance(self) -> TrialBalance:
+        """Every posting of both journals, added up per currency, and how far the journals were read."""
+        async with self._database.snapshot() as connection:
+            sums = (await connection.execute(_TRIAL_BALANCE)).all()
+            positions = (await connection.execute(_POSITIONS)).mappings().all()
+        return TrialBalance(
+            currencies=[
+                CurrencyTotal(currency=row[0], debits=int(row[1]), credits=int(row[2])) for row in sums
+            ],
+            positions=[Position(**row) for row in positions if row["topic"] in _JOURNALS],
+        )
+
+    async def ledger_account(self, name: str) -> list[LedgerBalance]:
+        """The balance of a ledger account in each of its currencies; [] when nothing was posted on it."""
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(_LEDGER_ACCOUNT, {"account": storable(name)})).all()
+        return [
+            LedgerBalance(account=name, currency=row[0], debits=int(row[1]), credits=int(row[2]))
+            for row in rows
+        ]
+
+    async def journal_entries(self, payment_id: str, limit: int = 1_000) -> list[JournalEntry]:
+        """What was posted for the payment, oldest first, with the entries' hash chain."""
+        page_limit(limit)
+        if not is_payment_id(payment_id):
+            return []
+        first = payment_key(payment_id, 0)
+        parameters = {"first": first, "last": first + PARTITIONS_MAX - 1, "limit": limit}
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(_ENTRIES_OF_PAYMENT, parameters)).scalars().all()
+        entries = (topics.LEDGER_JOURNAL.decode(entry.encode()) for entry in rows)
+        return [entry for entry in entries if entry.payment_id == payment_id]
+
+    # -- settlement --------------------------------------------------------------------------------
+
+    async def settlement_cycles(self, cursor: str | None = None, limit: int = 100) -> Page[Cycle]:
+        """Cycles that at least one partition has closed, newest first."""
+        page_limit(limit)
+        cursors = Cursors("cycles")
+        query = _CYCLES
+        if cursor is not None:
+            (last,) = cursors.read(cursor, str)
+            query = query.where(schema.settlement_cycles.c.cycle < last)
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(query.limit(limit + 1))).all()
+        items = [
+            Cycle(cycle=row[0], partitions=row[1], positions=int(row[2]), closed_at=row[3])
+            for row in rows[:limit]
+        ]
+        more = len(rows) > limit
+        return Page(items=items, next_cursor=cursors.write(items[-1].cycle) if more else None)
+
+    async def settlement_positions(
+        self, cycle: str, cursor: str | None = None, limit: int = 100
+    ) -> Page[SettlementPosition]:
+        """A cycle's net positions, by merchant and currency."""
+        page_limit(limit)
+        cursors = Cursors("settlement", cycle)
+        table = schema.settlement_positions.c
+        query = _CYCLE_POSITIONS.where(table.cycle == cycle)
+        if cursor is not None:
+            last = cursors.read(cursor, str, str)
+            query = query.where(sa.tuple_(table.merchant_id, table.currency) > tuple(last))
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(query.limit(limit + 1))).scalars().all()
+        items: list[Any] = [topics.SETTLEMENT_POSITIONS.decode(row.encode()) for row in rows[:limit]]
+        last_of = (storable(items[-1].merchant_id), items[-1].currency) if items else ()
+        return Page(items=items, next_cursor=cursors.write(*last_of) if len(rows) > limit else None)
+
+    async def sagas(
+        self, states: Sequence[str] = ("overdue", "compensating"), limit: int = 100
+    ) -> list[SagaEvent]:
+        """Sagas that are in one of `states` by the last that was said about them, the oldest first."""
+        page_limit(limit)
+        query = _SAGAS.where(schema.sagas.c.state.in_(states)).limit(limit)
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(query)).scalars().all()
+        return [topics.PAYMENT_SAGAS.decode(row.encode()) for row in rows]
+
     # -- freshness ---------------------------------------------------------------------------------
 
     async def positions(self) -> list[Position]:
@@ -390,6 +517,28 @@ _PAYMENT_AFTER = (
 _ALERTS = sa.select(schema.alerts.c.alert).order_by(
     schema.alerts.c.at.desc(), schema.alerts.c.alert_id.desc()
 )
+_balance = schema.ledger_balances.c
+_SUMS = (sa.func.sum(_balance.debits), sa.func.sum(_balance.credits))
+_TRIAL_BALANCE = sa.select(_balance.currency, *_SUMS).group_by(_balance.currency).order_by(_balance.currency)
+_LEDGER_ACCOUNT = _TRIAL_BALANCE.where(_balance.account == sa.bindparam("account"))
+_JOURNALS = frozenset((topics.LEDGER_JOURNAL.name, topics.LEDGER_SETTLEMENT_JOURNAL.name))
+_journal = schema.journal_entries.c
+_ENTRIES_OF_PAYMENT = (
+    sa.select(_journal.entry)
+    .where(_journal.payment_key.between(sa.bindparam("first"), sa.bindparam("last")))
+    .order_by(_journal.payment_key, _journal.entry_key)
+    .limit(sa.bindparam("limit"))
+)
+_cycle = schema.settlement_cycles.c
+_CYCLES = (
+    sa.select(_cycle.cycle, sa.func.count(), sa.func.sum(_cycle.positions), sa.func.max(_cycle.closed_at))
+    .group_by(_cycle.cycle)
+    .order_by(_cycle.cycle.desc())
+)
+_CYCLE_POSITIONS = sa.select(schema.settlement_positions.c.position).order_by(
+    schema.settlement_positions.c.merchant_id, schema.settlement_positions.c.currency
+)
+_SAGAS = sa.select(schema.sagas.c.saga).order_by(schema.sagas.c.since, schema.sagas.c.payment_key)
 _position = schema.positions.c
 _POSITIONS = sa.select(
     _position.topic,

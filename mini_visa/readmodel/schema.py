@@ -17,7 +17,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The migration that makes the tables below. An older or newer database is refused, see `Database`."""
 
 PARTITION_BITS: Final = 14
@@ -37,6 +37,12 @@ def partition_and_offset(place: int) -> tuple[int, int]:
     return place & (1 << PARTITION_BITS) - 1, place >> PARTITION_BITS
 
 
+def entry_key(journal: str, partition: int, number: int) -> int:
+    """One number for an entry of either journal; it grows along each chain."""
+    settlement = int(journal == "settlement")
+    return (number << 1 | settlement) << PARTITION_BITS | partition
+
+
 def _key(name: str) -> sa.Column[int]:
     """A primary key that is SQLite's own row number, and so costs no index (BIGINT would not be it)."""
     kind = sa.BigInteger().with_variant(sa.Integer, "sqlite")
@@ -54,12 +60,14 @@ positions = sa.Table(
     # The last record applied and its checksum: a topic that was made anew or lost its end has another.
     sa.Column("last_offset", sa.BigInteger, nullable=False),
     sa.Column("last_checksum", sa.Text, nullable=False),
-    # payment.events only: offset in account.commands of the last command whose outcome is here.
+    # payment.events only: offset in account.commands of the last command all of whose events are here.
     sa.Column("command_position", sa.BigInteger, nullable=False),
     # Timestamp of the last record, ms.
     sa.Column("event_time", sa.BigInteger, nullable=False),
     # Everything that was in the topic at this wall-clock time (ms) is in the tables.
     sa.Column("as_of", sa.BigInteger, nullable=False),
+    # payment.events only: the last event's command. More events of it may follow.
+    sa.Column("last_position", sa.BigInteger, nullable=False, server_default="-1"),
 )
 
 accounts = sa.Table(
@@ -133,4 +141,65 @@ alerts = sa.Table(
     # The record's value as it is in the topic.
     sa.Column("alert", sa.Text, nullable=False),
     sa.Index("alerts_by_time", "at", "alert_id"),
+)
+
+journal_entries = sa.Table(
+    "journal_entries",
+    metadata,
+    # See `entry_key`.
+    _key("entry_key"),
+    sa.Column("journal", sa.Text, nullable=False),
+    # Null in settlement.
+    sa.Column("payment_key", sa.BigInteger),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    # The record's value as it is in the topic, hash and all.
+    sa.Column("entry", sa.Text, nullable=False),
+    sa.Index("journal_entries_by_payment", "payment_key", "entry_key"),
+)
+
+ledger_balances = sa.Table(
+    "ledger_balances",
+    metadata,
+    # A row per writer: those of one account and currency are summed on reading.
+    sa.Column("account", sa.Text, primary_key=True),
+    sa.Column("currency", sa.Text, primary_key=True),
+    sa.Column("journal", sa.Text, primary_key=True),
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    # Minor units, both positive: what was debited and what was credited, ever.
+    sa.Column("debits", sa.BigInteger, nullable=False),
+    sa.Column("credits", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+settlement_positions = sa.Table(
+    "settlement_positions",
+    metadata,
+    sa.Column("cycle", sa.Text, primary_key=True),
+    sa.Column("merchant_id", sa.Text, primary_key=True),
+    sa.Column("currency", sa.Text, primary_key=True),
+    # The record's value as it is in the topic.
+    sa.Column("position", sa.Text, nullable=False),
+)
+
+settlement_cycles = sa.Table(
+    "settlement_cycles",
+    metadata,
+    sa.Column("cycle", sa.Text, primary_key=True),
+    # Each partition that had items in the cycle closes it.
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("positions", sa.BigInteger, nullable=False),
+    sa.Column("closed_at", sa.BigInteger, nullable=False),
+)
+
+sagas = sa.Table(
+    "sagas",
+    metadata,
+    # The latest that was said about a payment's saga.
+    _key("payment_key"),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("since", sa.BigInteger, nullable=False),
+    # The record's value as it is in the topic.
+    sa.Column("saga", sa.Text, nullable=False),
+    sa.Index("sagas_by_state", "state", "since", "payment_key"),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +29,8 @@ from mini_visa.domain.payment import (
     PaymentStatus,
     RuleHit,
 )
+from mini_visa.readmodel.apply import Applier, Batch
+from mini_visa.readmodel.views import View
 from mini_visa.streams.processor import Record
 from mini_visa.streams.topic import partition_of
 
@@ -239,6 +242,19 @@ class EventLog:
         offset = self._offsets[partition]
         self.records[partition].append(Record(offset, self.now, key, value))
         self._offsets[partition] = offset + (2 if self.gaps and offset % 10 == 9 else 1)
+
+
+async def apply_new(applier: Applier, view: View, partition: int, records: Sequence[Any]) -> None:
+    """What of `records` is not in the read model yet. One that is no message of its topic is an error."""
+    place = (view.topic.name, partition)
+    position = (await applier.positions({place: 0}))[place].next_offset
+    new = [record for record in records if record.offset >= position]
+    if new:
+        await applier.apply([Batch(view, partition, position, new, new[-1].timestamp)], refuse)
+
+
+def refuse(record: Any, reason: str) -> None:
+    raise AssertionError(f"offset {record.offset}: {reason}")
 
 
 def random_log(payments: int, *, accounts: int = 100, partitions: int = 4, seed: int = 1) -> EventLog:

@@ -16,8 +16,9 @@ from mini_visa.domain.commands import FraudAlert
 from mini_visa.domain.ids import InvalidId, account_of
 from mini_visa.domain.money import EXPONENTS
 from mini_visa.domain.payment import Account, Payment
+from mini_visa.domain.settlement import CycleClosed
 from mini_visa.readmodel import schema
-from mini_visa.readmodel.schema import PARTITION_BITS
+from mini_visa.readmodel.schema import PARTITION_BITS, entry_key
 from mini_visa.readmodel.writes import Changes, Row, Write
 from mini_visa.streams.topic import AnyTopic
 
@@ -31,6 +32,11 @@ PAYMENTS = Write(schema.payments, ["status", "place"])
 METADATA = Write(schema.payment_metadata, "ignore")
 EVENTS = Write(schema.payment_events, "never")
 ALERTS = Write(schema.alerts, "ignore")
+ENTRIES = Write(schema.journal_entries, "never")
+BALANCES = Write(schema.ledger_balances, ["debits", "credits"], adds=["debits", "credits"])
+POSITIONS = Write(schema.settlement_positions, ["position"])
+CYCLES = Write(schema.settlement_cycles, ["positions", "closed_at"])
+SAGAS = Write(schema.sagas, ["state", "since", "saga"])
 
 SCALE_E4: Final = {currency: 10 ** (4 - exponent) for currency, exponent in EXPONENTS.items()}
 
@@ -65,6 +71,8 @@ class View:
     rows: Callable[[int, Sequence[Any], Changes, Refuse], int]
     """(partition, records, changes, refuse): fills `changes`; returns the last command's position, or
     NO_POSITION when none of the records tells one."""
+    writes: tuple[Write, ...]
+    """What it fills."""
 
 
 def is_payment_id(text: str) -> bool:
@@ -180,7 +188,75 @@ def alert_rows(partition: int, records: Sequence[Any], changes: Changes, refuse:
     return NO_POSITION
 
 
-PAYMENTS_VIEW = View(topics.PAYMENT_EVENTS, payment_rows)
-ALERTS_VIEW = View(topics.FRAUD_ALERTS, alert_rows)
+def journal_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
+    """ledger.journal and ledger.settlement-journal: each entry as it is, and what it adds to balances."""
+    rows = changes.rows(ENTRIES)
+    sums: dict[tuple[str, str, str, int], list[int]] = {}
+    decode = topics.LEDGER_JOURNAL.decode
+    for record in records:
+        try:
+            entry = decode(record.value)
+        except ValueError as error:
+            refuse(record, str(error))
+            continue
+        key = entry_key(entry.journal, partition, entry.number)
+        payment = payment_key(entry.payment_id, partition) if entry.payment_id else None
+        rows[key] = key, entry.journal, payment, entry.at, entry.kind, record.value.decode()
+        for posting in entry.postings:
+            of = storable(posting.account), posting.currency, str(entry.journal), partition
+            both = sums.setdefault(of, [0, 0])
+            if posting.amount > 0:
+                both[0] += posting.amount
+            else:
+                both[1] -= posting.amount
+    balances = changes.rows(BALANCES)
+    for of, (debits, credits) in sums.items():
+        balances[of] = (*of, debits, credits)
+    return NO_POSITION
 
-ALL: Final[tuple[View, ...]] = (PAYMENTS_VIEW, ALERTS_VIEW)
+
+def settlement_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
+    """settlement.positions: net positions of merchants, and which cycles are closed."""
+    positions, cycles = changes.rows(POSITIONS), changes.rows(CYCLES)
+    decode = topics.SETTLEMENT_POSITIONS.decode
+    for record in records:
+        try:
+            fact = decode(record.value)
+        except ValueError as error:
+            refuse(record, str(error))
+            continue
+        if isinstance(fact, CycleClosed):
+            cycle = fact.cycle, fact.partition
+            cycles[cycle] = (*cycle, fact.positions, fact.closed_at)
+        else:
+            of = fact.cycle, storable(fact.merchant_id), fact.currency
+            positions[of] = (*of, record.value.decode())
+    return NO_POSITION
+
+
+def saga_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
+    """payment.sagas: the latest that was said about each."""
+    rows = changes.rows(SAGAS)
+    decode = topics.PAYMENT_SAGAS.decode
+    for record in records:
+        try:
+            saga = decode(record.value)
+        except ValueError as error:
+            refuse(record, str(error))
+            continue
+        key = payment_key(saga.payment_id, partition)
+        rows[key] = key, saga.state, saga.since, record.value.decode()
+    return NO_POSITION
+
+
+PAYMENTS_VIEW = View(topics.PAYMENT_EVENTS, payment_rows, (ACCOUNTS, PAYMENTS, METADATA, EVENTS))
+ALERTS_VIEW = View(topics.FRAUD_ALERTS, alert_rows, (ALERTS,))
+
+ALL: Final[tuple[View, ...]] = (
+    PAYMENTS_VIEW,
+    ALERTS_VIEW,
+    View(topics.LEDGER_JOURNAL, journal_rows, (ENTRIES, BALANCES)),
+    View(topics.LEDGER_SETTLEMENT_JOURNAL, journal_rows, (ENTRIES, BALANCES)),
+    View(topics.SETTLEMENT_POSITIONS, settlement_rows, (POSITIONS, CYCLES)),
+    View(topics.PAYMENT_SAGAS, saga_rows, (SAGAS,)),
+)

@@ -25,10 +25,15 @@ class Write:
 
     `again` says what happens to a row whose primary key is there: the named columns change (an index is
     written anew only if one of its columns is among them), "ignore" the new row, or "never" (it would be
-    a bug: the transaction fails).
+    a bug: the transaction fails). Of those that change, `adds` grow by the new value.
     """
 
-    def __init__(self, table: sa.Table, again: Sequence[str] | Literal["ignore", "never"]) -> None:
+    def __init__(
+        self,
+        table: sa.Table,
+        again: Sequence[str] | Literal["ignore", "never"],
+        adds: Sequence[str] = (),
+    ) -> None:
         self.table = table
         self.columns = [column.name for column in table.columns]
         conflict = ""
@@ -36,7 +41,10 @@ class Write:
             conflict = " ON CONFLICT DO NOTHING"
         elif again != "never":
             keys = [column.name for column in table.primary_key]
-            changes = ", ".join(f'"{name}" = excluded."{name}"' for name in again)
+            changes = ", ".join(
+                f'"{name}" = excluded."{name}"' + (f' + "{table.name}"."{name}"' if name in adds else "")
+                for name in again
+            )
             conflict = f" ON CONFLICT ({_names(keys)}) DO UPDATE SET {changes}"
         self._head = f'INSERT INTO "{table.name}" ({_names(self.columns)}) '
         self._tail = conflict

@@ -21,7 +21,7 @@ from mini_visa.readmodel.apply import Applier, Batch
 from mini_visa.readmodel.digest import digest
 from mini_visa.readmodel.projector import Projector
 from mini_visa.readmodel.testing import EventLog
-from mini_visa.readmodel.views import View, alert_rows, payment_rows
+from mini_visa.readmodel.views import ALERTS_VIEW, PAYMENTS_VIEW
 from mini_visa.settings import Settings
 
 PARTITIONS = 4
@@ -33,8 +33,8 @@ class World:
     def __init__(self, settings: Settings, prefix: str = "") -> None:
         self.settings = settings
         self.views = [
-            View(replace(topics.PAYMENT_EVENTS, name=f"{prefix}payment.events"), payment_rows),
-            View(replace(topics.FRAUD_ALERTS, name=f"{prefix}fraud.alerts"), alert_rows),
+            replace(view, topic=replace(view.topic, name=f"{prefix}{view.topic.name}"))
+            for view in (PAYMENTS_VIEW, ALERTS_VIEW)
         ]
         self.events, self.alerts = (view.topic.name for view in self.views)
         self.bootstrap = settings.broker.removeprefix("kafka://")

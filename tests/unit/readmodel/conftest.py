@@ -9,9 +9,9 @@ import pytest
 from postgresql import postgresql, postgresql_binaries, postgresql_database  # noqa: F401 - fixtures
 
 from mini_visa.readmodel import Database, ReadModel
-from mini_visa.readmodel.apply import Applier, Batch
-from mini_visa.readmodel.testing import EventLog
-from mini_visa.readmodel.views import ALERTS_VIEW, PAYMENTS_VIEW, View
+from mini_visa.readmodel.apply import Applier
+from mini_visa.readmodel.testing import EventLog, apply_new
+from mini_visa.readmodel.views import ALERTS_VIEW, PAYMENTS_VIEW
 from mini_visa.settings import Settings
 
 Fill = Callable[[EventLog], Awaitable[None]]
@@ -47,15 +47,3 @@ def fill(applier: Applier) -> Fill:
                 await apply_new(applier, view, partition, records)
 
     return apply
-
-
-async def apply_new(applier: Applier, view: View, partition: int, records: list) -> None:
-    place = (view.topic.name, partition)
-    position = (await applier.positions({place: 0}))[place].next_offset
-    new = [record for record in records if record.offset >= position]
-    if new:
-        await applier.apply([Batch(view, partition, position, new, new[-1].timestamp)], refuse)
-
-
-def refuse(record: object, reason: str) -> None:
-    raise AssertionError(f"refused: {reason}")

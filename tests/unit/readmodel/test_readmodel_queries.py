@@ -10,7 +10,9 @@ import pytest
 
 from mini_visa.domain.payment import PaymentStatus
 from mini_visa.readmodel import InvalidCursor, PaymentFilters, ReadModel
-from mini_visa.readmodel.testing import START_MS, EventLog, random_log
+from mini_visa.readmodel.apply import Batch
+from mini_visa.readmodel.testing import START_MS, EventLog, random_log, refuse
+from mini_visa.readmodel.views import PAYMENTS_VIEW
 
 
 async def listed(read_model: ReadModel, limit: int = 100, **filters) -> list[str]:
@@ -264,6 +266,25 @@ async def test_facts_that_change_no_account_advance_the_position_too(read_model,
     assert log.last_position("tok_1") > before
     await fill(log)
     assert await read_model.wait_for(0, log.last_position("tok_1"), 0)
+
+
+async def test_a_command_counts_as_applied_when_all_its_events_are(read_model, applier):
+    """Several events may share a command, and a batch may end between them."""
+    log = EventLog(partitions=1)
+    log.open("tok_1")
+    log.authorize("tok_1", 100)
+    log._commands[0] -= 3  # the next event is the same command's
+    log.authorize("tok_1", 100)
+    place = ("payment.events", 0)
+    await applier.positions({place: 0})
+    records, last = log.records[0], log.last_position("tok_1")
+    await applier.apply([Batch(PAYMENTS_VIEW, 0, 0, records[:2], 0, drained=False)], refuse)
+    assert await read_model.wait_for(0, last - 1, 0)
+    assert not await read_model.wait_for(0, last, 0.02)
+    await applier.apply([Batch(PAYMENTS_VIEW, 0, 2, records[2:], 0, drained=False)], refuse)
+    assert not await read_model.wait_for(0, last, 0.02)
+    await applier.confirm({(place, 3): 1})  # nothing more came
+    assert await read_model.wait_for(0, last, 0)
 
 
 async def test_the_lag_is_the_age_of_the_least_advanced_partition(read_model, applier, fill):
