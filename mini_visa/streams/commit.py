@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import aiokafka.producer.sender
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 from aiokafka.structs import TopicPartition
 
 from mini_visa.streams import faults
@@ -116,6 +117,8 @@ class Transactions:
             raise Fatal(
                 f"{self._id}: the transaction coordinator did not answer for {FENCE_S:.0f} s"
             ) from None
+        except KafkaConnectionError as error:
+            raise Fatal(f"{self._id}: no broker answers ({error}). Check MINI_VISA_BROKER") from None
 
     async def commit(
         self, outputs: Sequence[RawOutput], changes: Sequence[Change], progress: bytes, next_offset: int

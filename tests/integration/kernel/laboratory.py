@@ -23,7 +23,7 @@ from mini_visa.streams.store import PROGRESS_KEY, Progress, decode_progress
 from mini_visa.streams.wire import Wire
 
 ROOT = Path(__file__).parents[3]
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 @dataclass

@@ -107,8 +107,8 @@ async def test_a_commit_that_outlasts_its_bound_ends_the_process(laboratory: Lab
     """Point 5: a transaction's time is bounded below its time-out at the broker."""
     await laboratory.create_topics(partitions=1)
     await laboratory.put(range(100))
-    worker = laboratory.worker(fault="produced:delay=30", transaction_timeout_s=2)
-    assert await worker.ends(20) == EXIT_POISONED
+    worker = laboratory.worker(fault="produced:delay=300", transaction_timeout_s=2)
+    assert await worker.ends() == EXIT_POISONED
     worker = laboratory.worker()
     await laboratory.done(worker)
     await laboratory.expect_exact()

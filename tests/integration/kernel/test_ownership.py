@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.client import CoordinationType
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import TopicPartition
-from laboratory import Laboratory
+from laboratory import WAIT_S, Laboratory
 
 from mini_visa.kafka import client_options
 from mini_visa.settings import Settings
@@ -39,7 +39,7 @@ class Failures(list[tuple[str, BaseException]]):
         self.append((where, error))
 
     async def arrive(self) -> BaseException:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WAIT_S
         while not self:
             assert time.monotonic() < deadline, "nothing failed"
             await asyncio.sleep(0.01)
@@ -77,7 +77,7 @@ class Bench:
         return owner
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + WAIT_S
         while not condition():
             assert time.monotonic() < deadline, "did not come to be"
             assert not self.failures, self.failures
@@ -140,7 +140,7 @@ async def test_a_new_owner_fences_the_old_one_and_goes_on_after_its_last_commit(
     error = await bench.failures.arrive()
     assert "Fenced" in type(error).__name__ or "Epoch" in type(error).__name__, repr(error)
     assert old.state is State.POISONED
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WAIT_S
     while new.next_offset < 200:
         assert time.monotonic() < deadline and not failed
         await asyncio.sleep(0.01)
@@ -438,7 +438,7 @@ async def test_compaction_of_the_changelog_changes_nothing(bench: Bench) -> None
     await wire.start()
     partition = TopicPartition(lab.changelog(), 0)
     first_offset, end = await wire.bounds(partition)
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + WAIT_S
     while True:  # until the log cleaner has been there
         found, position = 0, first_offset
         while position < end:

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 import pytest
-from laboratory import Laboratory, Worker
+from laboratory import WAIT_S, Laboratory, Worker
 
 from mini_visa.broker import EmbeddedBroker
 from mini_visa.streams.poison import EXIT_POISONED
@@ -158,7 +158,7 @@ async def test_two_workers_of_the_same_instance_do_not_duel_for_ever(laboratory:
     second = laboratory.worker(home="b", **options)
     enough = asyncio.Event()
     load = asyncio.create_task(keep_putting(laboratory, enough))
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + WAIT_S
     while first.process.poll() is None and second.process.poll() is None:
         assert time.monotonic() < deadline, f"{first.log}\n{second.log}"
         await asyncio.sleep(0.1)
@@ -177,7 +177,7 @@ async def test_two_silent_workers_of_the_same_instance_do_not_duel_for_ever(labo
     first = laboratory.worker(home="a", **options)
     await first.says("acquired", times=2)
     second = laboratory.worker(home="b", **options)
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + WAIT_S
     while first.process.poll() is None and second.process.poll() is None:
         assert time.monotonic() < deadline, f"{first.log}\n{second.log}"
         await asyncio.sleep(0.1)
@@ -214,7 +214,7 @@ async def test_ticks_reach_every_partition_in_its_own_order(laboratory: Laborato
     await laboratory.create_topics(partitions=2)
     worker = laboratory.worker(services=("ticking",), tick_interval_s=0.1)
     await worker.says("acquired", times=2)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WAIT_S
     while True:
         seen = await laboratory.read(laboratory.seen)
         if all(len(records) >= 5 for records in seen.values()):

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.broker
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 async def test_random_faults_lose_and_repeat_nothing(broker: str, tmp_path: Path) -> None:
     counts = await soak(broker, seconds=40, rate=1_000, every_s=3.0, seed=20261123, home=tmp_path)
     assert counts["items"] > 5_000 and counts["outputs"] > 5_000
