@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from postgresql import postgresql, postgresql_binaries, postgresql_database  # noqa: F401 - fixtures
+from postgresql import (  # noqa: F401 - fixtures
+    postgresql,
+    postgresql_binaries,
+    postgresql_database,
+    postgresql_read_model,
+    postgresql_template,
+)
 
 from mini_visa.readmodel import Database, ReadModel
 from mini_visa.readmodel.apply import Applier
+from mini_visa.readmodel.database import sqlite_file
 from mini_visa.readmodel.testing import EventLog, apply_new
 from mini_visa.readmodel.views import ALERTS_VIEW, PAYMENTS_VIEW
 from mini_visa.settings import Settings
@@ -17,11 +26,36 @@ from mini_visa.settings import Settings
 Fill = Callable[[EventLog], Awaitable[None]]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    """Each test runs on each database."""
+DATABASES = ["sqlite", "postgresql"]
+
+
+@pytest.fixture(params=DATABASES)
+def settings(tmp_path: Path, request: pytest.FixtureRequest, sqlite_template: Path) -> Settings:
+    """Each test runs on each database. It has its tables, and nothing in them."""
+    if request.param == "postgresql":
+        return Settings(home=tmp_path, database_url=request.getfixturevalue("postgresql_read_model"))
+    shutil.copy(sqlite_template, tmp_path)
+    return Settings(home=tmp_path)
+
+
+@pytest.fixture(params=DATABASES)
+def empty(tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    """The same without tables."""
     url = "" if request.param == "sqlite" else request.getfixturevalue("postgresql_database")
     return Settings(home=tmp_path, database_url=url)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = Settings(home=tmp_path_factory.mktemp("template"))
+
+    async def migrate() -> None:
+        database = Database.of(settings, write=True)
+        await database.migrate()
+        await database.close()
+
+    asyncio.run(migrate())
+    return sqlite_file(settings)
 
 
 @pytest.fixture

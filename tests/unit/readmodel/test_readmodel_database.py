@@ -31,7 +31,8 @@ async def database(settings: Settings):
     await made.close()
 
 
-async def test_the_migrations_make_exactly_the_schema_that_is_declared(database):
+async def test_the_migrations_make_exactly_the_schema_that_is_declared(empty):
+    database = Database.of(empty, write=True)
     await database.migrate()
 
     def differences(connection: sa.Connection) -> list:
@@ -42,6 +43,7 @@ async def test_the_migrations_make_exactly_the_schema_that_is_declared(database)
 
     async with database.engine.connect() as connection:
         assert await connection.run_sync(differences) == []
+    await database.close()
 
 
 def test_the_program_expects_the_newest_migration():
@@ -54,18 +56,18 @@ def test_the_program_expects_the_newest_migration():
     ]
 
 
-async def test_migrating_again_changes_nothing_and_many_at_once_are_one(database, settings):
-    others = [Database.of(settings, write=True) for _ in range(4)]
-    await asyncio.gather(*(other.migrate() for other in others))
-    await database.migrate()
-    assert await database.revision() == schema.HEAD
-    await database.check()
-    for other in others:
-        await other.close()
+async def test_migrating_again_changes_nothing_and_many_at_once_are_one(empty):
+    databases = [Database.of(empty, write=True) for _ in range(4)]
+    await asyncio.gather(*(database.migrate() for database in databases))
+    await databases[0].migrate()
+    assert await databases[0].revision() == schema.HEAD
+    await databases[0].check()
+    for database in databases:
+        await database.close()
 
 
-async def test_an_empty_database_is_refused_where_it_may_not_be_changed(settings):
-    cautious = settings.model_copy(update={"database_migrate": False})
+async def test_an_empty_database_is_refused_where_it_may_not_be_changed(empty):
+    cautious = empty.model_copy(update={"database_migrate": False})
     with pytest.raises(SchemaOlder, match="no read model yet; run: mini-visa readmodel migrate"):
         await ReadModel.open(cautious)
 
