@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -41,9 +42,11 @@ def run(capsys, monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         settings.cache_clear()
+        handlers = list(logging.root.handlers)
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         settings.cache_clear()
+        logging.root.handlers[:] = handlers  # a service configures the whole process
         captured = capsys.readouterr()
         return Ran(int(ended.value.code or 0), captured.out, captured.err)
 
