@@ -11,7 +11,8 @@ ACCOUNT_PREFIX: Final = "tok_"
 PAYMENT_PREFIX: Final = "pay_"
 
 _ACCOUNT: Final = re.compile(r"tok_[A-Za-z0-9_-]{1,64}")
-_PAYMENT: Final = re.compile(r"pay_([A-Za-z0-9_-]{1,64})_(0|[1-9a-f][0-9a-f]{0,15})")
+_PAYMENT: Final = re.compile(r"pay_([A-Za-z0-9_-]{1,64})_(0|[1-9a-f][0-9a-f]{0,11})")
+"""Positions of 48 bits: no log gets as long, and with a partition's number they fit an integer of SQL."""
 
 _ALPHABET: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _TRIPLES: Final = tuple(map("".join, product(_ALPHABET, repeat=3)))

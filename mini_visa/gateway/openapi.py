@@ -118,6 +118,15 @@ PAYMENT: Final = _object(
     },
     optional=("merchant", "metadata", "captures", "refunds", "chargebacks", "operation"),
 )
+EARLY_REVERSAL: Final = _object(
+    {
+        "payment_id": {"type": "null"},
+        "request_id": _text(),
+        "status": _text(enum=[PaymentStatus.REVERSED]),
+        "operation": _object({"request_id": _text(), "response_code": CODE}),
+    },
+    description="Of a request that has not come: when it does, it is answered `reversed`, code 68.",
+)
 EVENT: Final = _object(
     {
         "type": _text(),
@@ -239,6 +248,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "PaymentRecord": {
         "allOf": [_ref("Payment"), _object({"events": _list(_ref("Event"))}, description="In order.")]
     },
+    "Reversal": {"anyOf": [_ref("Payment"), EARLY_REVERSAL]},
     "PaymentPage": _page("Payment"),
     "Event": EVENT,
     "Explanation": EXPLANATION,
@@ -322,9 +332,16 @@ def _body_schema(body: Body) -> Schema:
     }
 
 
+_PATH_PATTERNS: Final = {
+    "payment_id": "^pay_[A-Za-z0-9_-]{1,64}_(0|[1-9a-f][0-9a-f]{0,11})$",
+    "account_id": "^tok_[A-Za-z0-9_-]{1,64}$",
+    "n": "^[0-9]{1,6}$",
+}
+
+
 def _parameters(route: Route) -> list[Schema]:
     parameters: list[Schema] = [
-        {"name": name, "in": "path", "required": True, "schema": _text()}
+        {"name": name, "in": "path", "required": True, "schema": _text(pattern=_PATH_PATTERNS[name])}
         for name in (part[1:-1] for part in route.path.split("/") if part.startswith("{"))
     ]
     if route.query is not None:

@@ -4,7 +4,7 @@ from mini_visa.domain.ids import InvalidId, account_of, authorization_code, chec
 
 
 @pytest.mark.parametrize("account", ["tok_1abc234", "tok_a_b-C", "tok_" + "x" * 64])
-@pytest.mark.parametrize("position", [0, 1, 255, 2**62])
+@pytest.mark.parametrize("position", [0, 1, 255, 2**48 - 1])
 def test_a_payment_id_carries_its_account(account: str, position: int) -> None:
     made = payment_id(account, position)
     assert account_of(made) == account and made == payment_id(account, position)
@@ -14,7 +14,7 @@ def test_a_payment_id_carries_its_account(account: str, position: int) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "pay_", "pay_abc", "pay__1", "pay_abc_", "pay_abc_01", "pay_abc_G", "pay_abc_1\n", "tok_abc_1",
-     "pay_ab/c_1", "pay_abc_1 ", "PAY_abc_1", "pay_" + "x" * 65 + "_1", "pay_abc_" + "f" * 17, "pay_àbc_1"],
+     "pay_ab/c_1", "pay_abc_1 ", "PAY_abc_1", "pay_" + "x" * 65 + "_1", "pay_abc_" + "f" * 13, "pay_àbc_1"],
 )  # fmt: skip
 def test_nonsense_is_not_a_payment_id(text: str) -> None:
     with pytest.raises(InvalidId, match="payment id"):
