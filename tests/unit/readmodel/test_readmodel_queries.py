@@ -68,13 +68,14 @@ async def test_declined_payments_are_there_also_those_of_unknown_cards(read_mode
     assert await listed(read_model, status=PaymentStatus.DECLINED) == [unknown, declined]
 
 
-async def test_a_refused_request_about_no_payment_makes_none(read_model, fill):
+@pytest.mark.parametrize("ghost", ["pay_ghost", "pay_1_ffffffffffff", "pay_1_ffffffffffffffff"])
+async def test_a_refused_request_about_no_payment_makes_none(read_model, fill, ghost):
     log = EventLog()
     payment_id = log.authorize(log.open("tok_1"), 1_000)
-    log.payments["pay_ghost"] = log.payments[payment_id]
-    log.refuse("pay_ghost", "there is no such payment")
+    log.payments[ghost] = log.payments[payment_id]
+    log.refuse(ghost, "there is no such payment")
     await fill(log)
-    assert await read_model.payment("pay_ghost") is None
+    assert await read_model.payment(ghost) is None
 
 
 async def test_lists_are_newest_first_and_complete_whatever_the_page_size(read_model, fill):
