@@ -7,6 +7,7 @@ It keeps no positions, fetches nothing and commits nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 EVICTIONS_MAX: Final = 3
 EVICTIONS_WITHIN_S: Final = 300.0
 """More often forgotten by the group than this, and something else uses our name."""
+LEAVE_S: Final = 3.0
+"""Leaving is a courtesy: nothing is owned any more."""
 POLL_NEVER_MS: Final = 2**31 - 1
 """aiokafka leaves a group it does not poll. Nothing is polled here: a stuck handler stops the heartbeats."""
 
@@ -191,8 +194,10 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         """Stop heartbeats. A static member stays a member until its session ends: it is expected back."""
         if self._watch is not None:
             self._watch.cancel()
-        if self._coordinator is not None:
-            await self._coordinator.close()
+        with contextlib.suppress(TimeoutError):  # a join under way waits for members that may be dead
+            async with asyncio.timeout(LEAVE_S):
+                if self._coordinator is not None:
+                    await self._coordinator.close()
         if self._client is not None:
             await self._client.close()
         self.joined = False

@@ -33,6 +33,8 @@ class Runtime:
         self.ownerships: dict[int, Ownership] = {}
         self._acquisitions: dict[int, asyncio.Task[None]] = {}
         self._stopping = False
+        self._turn = asyncio.Lock()
+        """Held by whoever moves ownerships: a rebalance, or a stop that comes in the middle of one."""
         self._epoch = 0
         """Counts revocations: what was begun under an older one is void."""
         self._ticker: asyncio.Task[None] | None = None
@@ -71,8 +73,9 @@ class Runtime:
             async with asyncio.timeout(self.plan.settings.drain_timeout_s):
                 if self._ticker is not None:
                     self._ticker.cancel()
-                await self._revoked()
-                await self._release(self.ownerships)
+                async with self._turn:
+                    await self._park()
+                    await self._release(self.ownerships)
                 if self._tick_producer is not None:
                     await self._tick_producer.stop()
                 await self._membership.leave()
@@ -94,6 +97,15 @@ class Runtime:
     # -- rebalances ------------------------------------------------------------------------------
 
     async def _revoked(self) -> None:
+        async with self._turn:
+            await self._park()
+
+    async def _assigned(self, partitions: set[int], kept: bool) -> None:
+        async with self._turn:
+            if not self._stopping:
+                await self._take(partitions, kept)
+
+    async def _park(self) -> None:
         """Every partition is given back: acquisitions end, running batches commit, all are parked."""
         self._epoch += 1
         for task in self._acquisitions.values():
@@ -110,19 +122,14 @@ class Runtime:
                 "partitions being revoked"
             ) from None
 
-    async def _assigned(self, partitions: set[int], kept: bool) -> None:
+    async def _take(self, partitions: set[int], kept: bool) -> None:
         """Returns quickly: acquisitions go on in the background, so that heartbeats do too."""
-        if self._stopping:
-            return
         staying = {
             partition
             for partition, ownership in self.ownerships.items()
             if kept and partition in partitions and ownership.state is State.PARKED
         }
-        epoch = self._epoch
         await self._release(set(self.ownerships) - staying)
-        if self._epoch != epoch:  # a stop has begun meanwhile
-            return
         metrics.ASSIGNED.labels(self.plan.processor.name).set(len(partitions))
         for partition in sorted(staying):
             self.ownerships[partition].resume()

@@ -110,7 +110,7 @@ class Soak:
             assert worker.process.poll() is None, worker.log
             assert time.monotonic() < deadline, worker.log
             await asyncio.sleep(0.5)
-        assert await worker.stop() == 0
+        assert await worker.stop() == 0, worker.log
 
     async def reckon(self) -> dict[str, int]:
         """Raises AssertionError unless everything agrees; counts of what was compared."""

@@ -283,3 +283,19 @@ async def test_a_broker_restart_in_the_middle_of_a_commit_loses_nothing(
         worker = laboratory.worker(batch_records_max=50)
     await laboratory.done(worker)
     await laboratory.expect_exact()
+
+
+async def test_a_stop_in_the_middle_of_a_rebalance_drains_and_ends_in_order(laboratory: Laboratory) -> None:
+    """Point 10: both give all partitions back; the later one waits for the earlier."""
+    await laboratory.create_topics(partitions=2)
+    await laboratory.put(range(200))
+    slow = laboratory.worker(
+        instance="a", home="a", fault="handled:delay=4:*", session_timeout_s=SESSION_S, batch_records_max=50
+    )
+    await slow.says("fault: delay at handled")
+    other = laboratory.worker(instance="b", home="b", session_timeout_s=SESSION_S)
+    await other.says("Starting...", times=2)
+    await asyncio.sleep(2.5)  # a heartbeat tells the first that it must rejoin: it is draining now
+    assert await slow.stop() == 0, slow.log
+    await laboratory.done(other)
+    await laboratory.expect_exact()
