@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -71,10 +72,12 @@ class Write:
             return
         start = 0
         for size in SQLITE_ROWS:
+            chunks = []
             while len(rows) - start >= size:
-                values = tuple(value for row in rows[start : start + size] for value in row)
-                await connection.exec_driver_sql(self.sqlite(size), values)
+                chunks.append(tuple(chain.from_iterable(rows[start : start + size])))
                 start += size
+            if chunks:  # one call for all of them: each is a way to SQLite's thread and back
+                await connection.exec_driver_sql(self.sqlite(size), chunks)
 
 
 class Changes:
