@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import failover, http, peers, restore, services, smoke
+from tests.bench import failover, gateway, peers, restore, services, smoke
 from tests.bench.report import (
     Result,
     console,
@@ -105,8 +106,8 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
             profile=option("profile", ""),
         )
     if name == "http":
-        return lambda: http.measure(
-            rates=option("rate", [http.RATE_PER_S]),
+        return lambda: gateway.measure(
+            rates=option("rate", [gateway.RATE_PER_S]),
             seconds=option("seconds", 20.0),
             reps=reps,
             command=command,
@@ -141,6 +142,7 @@ def run_one(name: str, measure: Measurement) -> Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
     name = options.benchmark or "all"
     if name == "all":
         names = getattr(options, "only", " ".join(ALL)).split()

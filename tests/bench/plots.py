@@ -9,6 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from tests.bench.report import ROOT, Figure, Result
 
@@ -43,7 +45,7 @@ def draw(results: Mapping[str, Result]) -> list[Path]:
     return drawn
 
 
-def _bars(axes: plt.Axes, figures: list[tuple[str, Figure]]) -> None:
+def _bars(axes: Axes, figures: list[tuple[str, Figure]]) -> None:
     """A bar at each median, with a line from the least to the largest run."""
     for place, (label, figure) in enumerate(figures):
         colour = ACCENT if label.startswith("Mini-Visa") else INK
@@ -116,7 +118,7 @@ def _growth(result: Result) -> Path:
     return _save(canvas, "growth.png")
 
 
-def _save(canvas: plt.Figure, name: str) -> Path:
+def _save(canvas: Canvas, name: str) -> Path:
     path = DOCS / name
     canvas.tight_layout()
     canvas.savefig(path, dpi=130, metadata={"Software": None})
