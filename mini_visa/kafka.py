@@ -401,6 +401,8 @@ async def _offsets(
     try:
         async with _reachable(options):
             await consumer.start()
+            consumer.assign(partitions)  # so their metadata come in one request, not in one each
+            consumer.pause(*partitions)
             return await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
     finally:
         await consumer.stop()

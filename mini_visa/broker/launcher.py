@@ -1,8 +1,9 @@
 """Runs a command that must not outlive its parent: `python -I launcher.py COMMAND...`.
 
-Standard input is a pipe whose other end only the parent holds. When it closes, however the parent
-ended, the command gets SIGTERM, and SIGKILL after a grace period. Should this process itself be
-killed, Linux kills the command. Prints the command's pid on standard output, once.
+Standard input is a pipe whose other end only the parent holds. When it closes while the command runs, the
+parent was killed, and the command is killed too: an orderly shutdown of Kafka in the middle of other
+processes' transactions can lose their markers (see supervisor/backbone.py), a crash cannot. Should this
+process itself be killed, Linux kills the command. Prints the command's pid on standard output, once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import signal
 import subprocess
 import sys
 
-GRACE_S = 15.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -41,17 +41,10 @@ def main(command: list[str]) -> int:
     )
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     print(child.pid, flush=True)
-    ended_early = False
     while child.poll() is None:
         if select.select([sys.stdin], [], [], 0.2)[0] and not os.read(sys.stdin.fileno(), 1):
-            ended_early = True
-            break
-    if ended_early:
-        child.terminate()
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
             child.kill()
+            break
     return child.wait()
 
 

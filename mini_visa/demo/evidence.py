@@ -49,15 +49,17 @@ async def records(
     await consumer.start()
     try:
         ends = await end_offsets(settings, topics)
+        consumer.assign(list(ends))
+        consumer.pause(*ends)
         begins = await consumer.beginning_offsets(list(ends))
         open_: dict[TopicPartition, int] = {}
         for partition, end in ends.items():
             first = max(start.get(partition, 0), begins[partition])
             if first < end:
                 open_[partition] = end
-        consumer.assign(list(open_))
         for partition in open_:
             consumer.seek(partition, max(start.get(partition, 0), begins[partition]))
+            consumer.resume(partition)
         alive = time.monotonic()
         while open_:
             fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(
