@@ -118,14 +118,15 @@ ODD_IDS = [
 
 
 def test_odd_ids_are_404_everywhere(url: str) -> None:
-    body = {"request_id": "r1"}
-    for odd in ODD_IDS:
+    for number, odd in enumerate(ODD_IDS):
+        # An id that is well formed reaches its account, where each operation needs a request_id of its own.
+        body, other, third = ({"request_id": f"odd-{number}-{operation}"} for operation in "abc")
         for answer in (
             requests.get(f"{url}/payments/{odd}", timeout=30),
             requests.get(f"{url}/payments/{odd}/explanation", timeout=30),
             requests.post(f"{url}/payments/{odd}/captures", json=body, timeout=30),
-            requests.post(f"{url}/payments/{odd}/reversals", json=body | {"amount": "1.00"}, timeout=30),
-            requests.post(f"{url}/payments/{odd}/chargebacks/%D9%A1/accept", json=body, timeout=30),
+            requests.post(f"{url}/payments/{odd}/reversals", json=other | {"amount": "1.00"}, timeout=30),
+            requests.post(f"{url}/payments/{odd}/chargebacks/%D9%A1/accept", json=third, timeout=30),
             requests.get(f"{url}/accounts/{odd.replace('pay_', 'tok_')}/entries", timeout=30),
         ):
             assert answer.status_code in (404, 405), (odd, answer.request.url, answer.text)
