@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import failover, gateway, peers, restore, services, smoke
+from tests.bench import failover, gateway, parts, peers, restore, services, smoke
 from tests.bench.report import (
     Result,
     console,
@@ -66,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     over = commands.add_parser("failover", help="SIGKILL under load to the first decision")
     over.add_argument("--kills", type=int, default=5)
 
+    steps = commands.add_parser("parts", help="where the microseconds of a record go, without a broker")
+    steps.add_argument("service", choices=("w1", "authorization", "risk"))
+    steps.add_argument("--records", type=int, default=40_000)
+    steps.add_argument("--reps", type=int, default=5)
+
     guard = commands.add_parser("smoke", help="for CI: against an idiomatic Faust agent, fails under a ratio")
     guard.add_argument("--reps", type=int, default=1)
     guard.add_argument("--ratio-min", type=float, default=smoke.RATIO_MIN)
@@ -116,6 +121,10 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
         return lambda: restore.measure(records=option("records", 200_000), reps=reps, command=command)
     if name == "failover":
         return lambda: failover.measure(kills=option("kills", 5), command=command)
+    if name == "parts":
+        return lambda: parts.measure(
+            options.service, records=option("records", 40_000), reps=reps, command=command
+        )
     if name == "smoke":
         return lambda: smoke.smoke(reps=options.reps, ratio_min=options.ratio_min)
     raise SystemExit(f"no benchmark {name!r}: there are {', '.join(ALL)}")

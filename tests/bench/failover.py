@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -80,12 +81,17 @@ async def measure(*, kills: int, command: str) -> Result:
                 killed, killed_ms = time.monotonic(), int(time.time() * 1_000)
                 watcher.expect(killed_ms)
                 worker.stop()
+                worker.log.unlink()
                 worker = ground.worker("authorization").__enter__()
                 first.append(await _within(watcher.first, tasks) - killed)
                 every.append(await _within(watcher.all, tasks) - killed)
+                steps = _steps(worker.log.read_text(), killed_ms)
+                result.runs.append({**steps, "first_decision_s": first[-1], "every_partition_s": every[-1]})
                 console.print(
                     f"  failover {kill + 1}/{kills}: first decision after {first[-1]:.2f} s, "
-                    f"on every partition {every[-1]:.2f} s",
+                    f"on every partition {every[-1]:.2f} s ("
+                    + ", ".join(f"{step} {at:.2f}" for step, at in steps.items())
+                    + ")",
                     style="dim",
                 )
         finally:
@@ -95,6 +101,11 @@ async def measure(*, kills: int, command: str) -> Result:
                 with suppress(asyncio.CancelledError):
                     await task
     result.figures = [
+        *(
+            Figure(f"failover.{step}_s", "s", tuple(run[step] for run in result.runs if step in run))
+            for step in STEPS
+            if any(step in run for run in result.runs)
+        ),
         Figure("failover.first_decision_s", "s", tuple(first)),
         Figure("failover.every_partition_s", "s", tuple(every)),
     ]
@@ -104,6 +115,22 @@ async def measure(*, kills: int, command: str) -> Result:
         "decision made after it"
     )
     return result
+
+
+STEPS = {"imported": "Kernel]: Starting", "joined": ": generation ", "acquired": ": acquired in "}
+"""What a worker logs on its way."""
+
+
+def _steps(log: str, killed_ms: int) -> dict[str, float]:
+    """Seconds from the kill to each step that the new worker's log tells, its first time."""
+    lines = log.splitlines()
+    found = {}
+    for step, text in STEPS.items():
+        line = next((line for line in lines if text in line), None)
+        if line is not None:
+            at = datetime.fromisoformat(line.split(maxsplit=1)[0])
+            found[step] = at.timestamp() - killed_ms / 1_000
+    return found
 
 
 async def _send(ground: Ground, load: Workload) -> None:

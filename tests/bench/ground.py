@@ -69,8 +69,14 @@ class Ground:
 
     def worker(self, service: str, *, core: int | None = TEST_CORE, **environment: str) -> Watched:
         """A worker of `service`, to be entered: `with ground.worker("risk") as worker`. Its ticks are off:
-        each of them would be a record more than was put in."""
-        settings = {"MINI_VISA_TICK_INTERVAL_S": "3600", "MINI_VISA_LOG_LEVEL": "info", **environment}
+        each of them would be a record more than was put in. A machine that is busy with others may slow a
+        transaction down, and not end the run."""
+        settings = {
+            "MINI_VISA_TICK_INTERVAL_S": "3600",
+            "MINI_VISA_LOG_LEVEL": "info",
+            "MINI_VISA_TRANSACTION_TIMEOUT_S": "60",
+            **environment,
+        }
         return Watched(
             python(str(Path(__file__).with_name("worker.py")), service),
             log=self.home / "logs" / f"{service}.log",

@@ -30,7 +30,7 @@ COMMANDS = {
 }
 RATIO_MIN = 8.0
 PARTITIONS = 4
-RUN_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 100.0
 
 _decision: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 
