@@ -16,6 +16,9 @@ class Node:
     """controller.quorum.voters of the whole cluster; "": this node alone."""
     cluster_id: str = ""
     replication: int = 1
+    detour: tuple[int, int] | None = None
+    """(port, advertised port) of a second listener: whoever asks on it is sent to the advertised port for all
+    that follows. A test has a proxy there."""
 
 
 def new_cluster_id() -> str:
@@ -39,7 +42,7 @@ def properties(
         "listeners": f"PLAINTEXT://{bind}:{port},CONTROLLER://{bind}:{controller_port}",
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
         "controller.listener.names": "CONTROLLER",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DETOUR:PLAINTEXT",
         "log.dirs": data,
         # Safety: topics are made by `topics apply` only; a replica that lags never leads.
         "auto.create.topics.enable": "false",
@@ -74,4 +77,8 @@ def properties(
         "num.io.threads": 4,
         "background.threads": 4,
     }
+    if node.detour is not None:
+        listens, advertised = node.detour
+        values["listeners"] = f"{values['listeners']},DETOUR://{bind}:{listens}"
+        values["advertised.listeners"] = f"{values['advertised.listeners']},DETOUR://127.0.0.1:{advertised}"
     return {key: str(value) for key, value in values.items()}

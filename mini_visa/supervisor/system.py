@@ -99,7 +99,8 @@ class System:
 
     A service that ends unasked is started again at once; one that keeps ending ends the system: await
     `failure`. `changed` is called after each change of state, for a display; `before_start` before each start
-    of a service, when no process of it runs (a test wipes its disk there).
+    of a service, when no process of it runs (a test wipes its disk there); `environment` gives variables that
+    only this service gets (a test leads its connections elsewhere).
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class System:
         jars: Path | None = None,
         changed: Callable[[], None] = lambda: None,
         before_start: Callable[[Service], None] = lambda _: None,
+        environment: Callable[[Service], dict[str, str]] = lambda _: {},
     ) -> None:
         port = settings.gateway_port or free_port(settings.gateway_host)
         self.settings = settings.model_copy(update={"gateway_port": port})
@@ -134,6 +136,7 @@ class System:
         self._lock = HomeLock(settings.home)
         self._changed = changed
         self._before_start = before_start
+        self._more_environment = environment
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
         self._started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -313,7 +316,7 @@ class System:
             f"MINI_VISA_{name.upper()}": str(value)
             for name, value in settings.model_dump().items()
             if value is not None
-        }
+        } | self._more_environment(part.service)
 
     def _publish(self) -> None:
         self._lock.publish(
