@@ -38,6 +38,7 @@ DECLINES: Final = frozenset(response_codes.TEXTS) - {
 TERMS: Final = Terms(
     hold_ms=settings().hold_days * DAY_MS,
     hold_travel_ms=settings().hold_days_travel * DAY_MS,
+    hold_fuel_ms=round(settings().hold_fuel_s * 1_000),
     request_window_ms=settings().request_window_h * HOUR_MS,
 )
 

@@ -82,17 +82,17 @@ def close(key: str, context: Context) -> None:
 def net(message: ClearingItem | Tick, context: Context) -> None:
     """Add up the items of the open cycle. It closes with the first tick after its end, once; from that
     tick on items belong to the next."""
-    now = context.timestamp // CYCLE_MS
+    now = context.timestamp // CYCLE_MS * CYCLE_MS
     cycle: OpenCycle = context.table(CYCLE).get(OPEN) or OpenCycle(now, context.offset)
     if isinstance(message, ClearingItem):
-        key = position_key(cycle.number, message.merchant_id, message.currency)
+        key = position_key(cycle.begins, message.merchant_id, message.currency)
         positions = context.table(POSITIONS)
         positions[key] = positions.get(key, OpenPosition()).plus(message)
     elif cycle.closing >= 0:
         cycle = tell_positions(cycle, context)
-    elif now > cycle.number:
+    elif now > cycle.begins:
         closing = replace(
-            cycle, number=now, first_item=context.offset, closing=cycle.number,
+            cycle, begins=now, first_item=context.offset, closing=cycle.begins,
             closing_first_item=cycle.first_item, closing_end_item=context.offset, closing_positions=0,
             closed_at=context.timestamp,
         )  # fmt: skip
@@ -102,9 +102,9 @@ def net(message: ClearingItem | Tick, context: Context) -> None:
 
 def tell_positions(cycle: OpenCycle, context: Context) -> OpenCycle:
     """Tell the positions of the closing cycle, some of them; after the last one, that it is closed."""
-    positions, name = context.table(POSITIONS), cycle_name(cycle.closing, CYCLE_MS)
+    positions, name = context.table(POSITIONS), cycle_name(cycle.closing)
     told = 0
-    start, end = f"{cycle.closing:010d}/", f"{cycle.closing:010d}0"
+    start, end = f"{cycle.closing:015d}/", f"{cycle.closing:015d}0"
     for key, position in islice(positions.range(start, end), PER_TICK_MAX):
         merchant_id, currency = merchant_of(key)
         told += 1

@@ -130,12 +130,28 @@ def demo(
         int | None, typer.Option(min=0, help="Of what is generated. Default: another one each time.")
     ] = None,
     connections: Annotated[int, typer.Option(min=1, max=1_000, help="Requests at the same time.")] = 32,
+    rejections: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of captures that the clearing house rejects.")
+    ] = 0.02,
+    lost_answers: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of its answers that do not arrive.")
+    ] = 0.02,
+    late: Annotated[
+        float,
+        typer.Option(min=0, max=0.1, help="Share that it is late with; and of captures after their hold."),
+    ] = 0.01,
     as_json: Json = False,
 ) -> None:
-    """Start everything, make a few thousand payments, and show what became of them."""
-    from mini_visa.demo.run import run
+    """Start everything, make a few thousand payments, and show what became of them.
 
-    done = run(settings(), once=once, payments=payments, seed=seed, connections=connections, as_json=as_json)
+    Some captures are rejected, some answers of the clearing house get lost, some clear late: it all has to
+    add up in the end. Cycles and deadlines of clearing, days in life, are seconds here."""
+    from mini_visa.demo.run import Conduct, run
+
+    done = run(
+        settings(), once=once, payments=payments, seed=seed, connections=connections, as_json=as_json,
+        conduct=Conduct(rejections, lost_answers, late),
+    )  # fmt: skip
     raise typer.Exit(done)
 
 

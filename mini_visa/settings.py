@@ -97,11 +97,13 @@ class Settings(BaseSettings):
     hold_days: int = Field(7, ge=1, le=365)
     hold_days_travel: int = Field(31, ge=1, le=365)
     """Lodging, cruise, vehicle rental (by MCC)."""
+    hold_fuel_s: float = Field(7_200.0, ge=0.1, le=31 * 86_400.0)
+    """Automated fuel pumps (MCC 5542): the amount is known when the tank is full."""
     request_window_h: int = Field(24, ge=1, le=24 * 30)
     """A request id is remembered this long, in event time."""
 
     # -- clearing and reversal -----------------------------------------------------------------
-    clearing_cycle_s: float = Field(86_400.0, ge=0.5, le=31 * 86_400.0)
+    clearing_cycle_s: float = Field(86_400.0, ge=1.0, le=31 * 86_400.0)
     """Length of a settlement cycle, in event time. Cycles begin at whole multiples of it since 1970."""
     clearing_present_again_s: float = Field(60.0, ge=0.5, le=86_400.0)
     """A capture without an outcome is presented again after this, then each time twice as late."""
@@ -109,17 +111,22 @@ class Settings(BaseSettings):
     """A presentment without an outcome for this long is called back."""
     compensation_retry_s: float = Field(300.0, ge=0.1, le=86_400.0)
     """A compensation without effect for this long is tried again, then each time twice as late."""
-    clearing_house_url: str = Field("http://127.0.0.1:8090", pattern=r"^https?://[^\s]+$")
-    """Where the connector finds the clearing house."""
+    clearing_house_url: str = Field("", pattern=r"^(https?://[^\s]+)?$")
+    """Where the connector finds the clearing house; "": the one that comes with this project, on this
+    machine."""
     clearing_house_host: str = "127.0.0.1"
     clearing_house_port: int = Field(8090, ge=0, le=65535)
-    """Of the clearing house that comes with this project."""
+    """Of the clearing house that comes with this project; `up` and `demo` take another if it is in use."""
     clearing_rejections: float = Field(0.0, ge=0.0, le=1.0)
     """Share of presentments that this clearing house rejects."""
     clearing_lost_answers: float = Field(0.0, ge=0.0, le=1.0)
     """Share of its answers that do not arrive: it has decided, and the connection ends."""
     clearing_delay_s: float = Field(0.0, ge=0.0, le=86_400.0)
     """How long it says "pending" before it decides."""
+    clearing_late: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of presentments that it is late with."""
+    clearing_late_s: float = Field(600.0, ge=0.0, le=31 * 86_400.0)
+    """How long it says "pending" about those."""
     connector_batch_max: int = Field(200, ge=1, le=500)
     """Presentments that the connector sends in one request."""
     connector_in_flight_max: int = Field(4, ge=1, le=256)
@@ -128,6 +135,11 @@ class Settings(BaseSettings):
     """How long the connector waits for an answer of the clearing house."""
     connector_tries_max: int = Field(6, ge=1, le=100)
     """How often it asks before it leaves a presentment to be presented again."""
+
+    @property
+    def clearing_house(self) -> str:
+        """URL of the clearing house that presentments go to."""
+        return self.clearing_house_url or f"http://{self.clearing_house_host}:{self.clearing_house_port}"
 
     @property
     def logs(self) -> Path:

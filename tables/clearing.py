@@ -2,9 +2,11 @@
 
 presentments: the presentment's key -> one without an outcome, and when it is presented again.
 presentments-due: the same by that time.
-open-positions: "cycle number/merchant/currency" -> what is to be settled. A slash in a merchant's id is
+open-positions: "cycle/merchant/currency" -> what is to be settled. A slash in a merchant's id is
 written "%2F", and a percent sign "%25".
 open-cycle: one row, `OPEN` -> the cycle that items are counted for now.
+
+A cycle is known by when it begins, so that its length may be set anew.
 """
 
 from __future__ import annotations
@@ -28,11 +30,12 @@ class OpenPresentment(msgspec.Struct, frozen=True):
 
 
 class OpenCycle(msgspec.Struct, frozen=True, array_like=True):
-    number: int
+    begins: int
+    """Event time, ms; a whole multiple of the length that was set then."""
     first_item: int
     """Offset in clearing.items where this cycle began on this partition."""
     closing: int = -1
-    """The cycle before it whose positions are not all told yet; -1: none."""
+    """When the cycle before it began, whose positions are not all told yet; -1: there is none."""
     closing_first_item: int = 0
     closing_end_item: int = 0
     closing_positions: int = 0
@@ -50,7 +53,7 @@ OPEN: Final = b"open"
 
 def position_key(cycle: int, merchant_id: str, currency: str) -> str:
     merchant = merchant_id.replace("%", "%25").replace("/", "%2F")
-    return f"{cycle:010d}/{merchant}/{currency}"
+    return f"{cycle:015d}/{merchant}/{currency}"
 
 
 def merchant_of(position_key: str) -> tuple[str, str]:

@@ -3,8 +3,8 @@
     POST /presentments              present and call back, many at once: one answer for each key
     GET  /presentments/KEY          what was decided; 404: never seen
     GET  /totals                    what was decided so far, by status and currency
-    GET  /conduct, PUT /conduct     rejections, lost answers, delay
-    GET  /healthz
+    GET  /conduct, PUT /conduct     rejections, lost answers, delays
+    GET  /healthz, GET /readyz
 
 The same key again is the same question. An answer that gets lost is missing in the list, or the connection
 ends without any.
@@ -61,6 +61,7 @@ def create(book: Book) -> web.Application:
             web.get("/conduct", _conduct),
             web.put("/conduct", _set_conduct),
             web.get("/healthz", _healthz),
+            web.get("/readyz", _healthz),
         ]
     )
     app.cleanup_ctx.append(_closed_at_the_end)
@@ -142,6 +143,8 @@ async def _serve(settings: Settings) -> None:
         rejections=settings.clearing_rejections,
         lost_answers=settings.clearing_lost_answers,
         delay_s=settings.clearing_delay_s,
+        late=settings.clearing_late,
+        late_s=settings.clearing_late_s,
     )
     runner = web.AppRunner(create(book), access_log=None, shutdown_timeout=DRAIN_S)
     await runner.setup()

@@ -22,6 +22,13 @@ PENDING: Final = "pending"
 CONFLICT: Final = "conflict"
 REASON: Final = "account_data_invalid"
 
+SANDBOX_ACCEPTED: Final = "sandbox-accepted"
+SANDBOX_REJECTED: Final = "sandbox-rejected"
+SANDBOX_SILENT: Final = "sandbox-silent"
+"""Merchants whose presentments are accepted at once, rejected at once, or never decided, whatever the shares
+say: ids that begin so. A client's tests can choose what happens, as with any processor's sandbox."""
+NEVER: Final = float("inf")
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS presentments (
     key TEXT PRIMARY KEY,
@@ -46,6 +53,10 @@ class Conduct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Share of answers that do not arrive, although it has decided."""
     delay_s: Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)] = 0.0
     """How long it says "pending" first."""
+    late: Share = 0.0
+    """Share of presentments that it is late with."""
+    late_s: Annotated[float, msgspec.Meta(ge=0.0, le=31 * 86_400.0)] = 0.0
+    """How long it says "pending" about those."""
     seed: int = 0
 
 
@@ -117,7 +128,7 @@ class Book:
         """Decide, the first time; afterwards say what was decided."""
         key = presented.key
         digest = sha256(msgspec.json.encode(presented)).hexdigest()
-        rejected = self._share("reject", key) < self.conduct.rejections
+        decision, after_s = self._decide(presented)
         self._rows.execute(
             "INSERT INTO presentments VALUES (?, ?, ?, ?, ?, ?, 1)"
             " ON CONFLICT (key) DO UPDATE SET times = times + 1",
@@ -126,8 +137,8 @@ class Book:
                 digest,
                 presented.currency,
                 presented.amount,
-                self._clock() + self.conduct.delay_s,
-                REJECTED if rejected else ACCEPTED,
+                self._clock() + after_s,
+                decision,
             ),
         )
         row = self._row(key)
@@ -145,7 +156,7 @@ class Book:
         """Call it back. What is decided stays decided; what was never seen will not be accepted any more."""
         self._rows.execute(
             "INSERT INTO presentments VALUES (?, '', '', 0, 0, ?, 0) ON CONFLICT (key)"
-            " DO UPDATE SET decision = excluded.decision WHERE decides_at > ?",
+            " DO UPDATE SET decision = excluded.decision, decides_at = 0 WHERE decides_at > ?",
             (key, CANCELLED, self._clock()),
         )
         row = self._row(key)
@@ -171,6 +182,19 @@ class Book:
                 (self._clock(),),
             )
         ]
+
+    def _decide(self, presented: Presented) -> tuple[str, float]:
+        """(decision, seconds until it is told)"""
+        merchant, conduct = presented.merchant_id, self.conduct
+        if merchant.startswith(SANDBOX_ACCEPTED):
+            return ACCEPTED, 0.0
+        if merchant.startswith(SANDBOX_REJECTED):
+            return REJECTED, 0.0
+        if merchant.startswith(SANDBOX_SILENT):
+            return ACCEPTED, NEVER
+        rejected = self._share("reject", presented.key) < conduct.rejections
+        late = self._share("late", presented.key) < conduct.late
+        return REJECTED if rejected else ACCEPTED, conduct.late_s if late else conduct.delay_s
 
     def _row(self, key: str) -> Any:
         return self._rows.execute(

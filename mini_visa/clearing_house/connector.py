@@ -96,7 +96,7 @@ class Connector:
             **client_options(settings), acks="all", enable_idempotence=True, linger_ms=2
         )
         house = ClearingHouse(
-            settings.clearing_house_url,
+            settings.clearing_house,
             timeout_s=settings.connector_timeout_s,
             tries_max=settings.connector_tries_max,
             connections_max=settings.connector_in_flight_max,

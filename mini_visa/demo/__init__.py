@@ -8,6 +8,7 @@ and every balance must be with a model of its own. Nothing here imports the doma
     script.py   what is sent: seeded lanes of requests, one a card, each with its expected answer
     traffic.py  sends them over HTTP, in order within a card, many cards at once
     evidence.py reads the topics back
+    books.py    adds up what became of the money: journals, settlement, sagas
     checks.py   holds answers, events, balances and logs against one another
     report.py   the closing table
     run.py      the command

@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import orjson
 
+from mini_visa.demo.books import BANK, PAYABLE, Books
 from mini_visa.demo.evidence import Positions, records, remaining_lag
 from mini_visa.demo.script import Lane, Script, Step, text_of
 from mini_visa.demo.traffic import Sender, Traffic
+from mini_visa.readmodel.rebuild import rebuild
 from mini_visa.settings import Settings
 
 OFFENDERS_SHOWN: Final = 5
@@ -116,16 +118,23 @@ class History:
 
 
 async def history(facts: AsyncIterator[Any], run: str) -> History:
-    """Fold the events of the requests whose id begins with `run`, by nothing but their amounts."""
+    """Fold the events of the requests whose id begins with `run`, and of the accounts that such requests
+    are about, by nothing but their amounts."""
     found = History()
     async for record in facts:
         event = orjson.loads(record.value)
         request_id = event.get("request_id", "")
         kind = event["type"].partition("/")[0]
-        if kind == "time_passed" or not request_id.startswith(run):
+        if kind == "time_passed":
+            continue
+        account_id = _account_of(event)
+        if not request_id.startswith(run) and account_id not in found.accounts:
             continue
         found.events += 1
-        account_id = _account_of(event)
+        if request_id.startswith("release-"):  # one or more tries of it, each with a number of its own
+            request_id = (
+                f"release-{event['payment']['payment_id'] if 'payment' in event else event['payment_id']}"
+            )
         found.by_request[account_id, request_id].append(kind)
         payment = event.get("payment")
         folded = found.accounts[account_id]
@@ -171,11 +180,21 @@ def _apply(account: Folded, kind: str, event: dict[str, Any]) -> None:
             account.held -= amount
         case "payment_refunded":
             account.posted -= event.get("posted", 0)
+        case "capture_cleared":
+            account.posted -= event.get("refund_posted", 0)
+        case "capture_rejected" | "chargeback_opened":
+            account.posted -= amount
+        case "chargeback_represented":
+            account.posted += amount - event.get("refund_posted", 0)
 
 
 EVENT_OF: Final = {
     "increment": "payment_incremented",
     "capture": "payment_captured",
+    "refund": "payment_refunded",
+    "chargeback": "chargeback_opened",
+    "representment": "chargeback_represented",
+    "acceptance": "chargeback_accepted",
     "reversal": "payment_reversed",
     "early reversal": "request_cancelled",
     "account change": "account_changed",
@@ -205,7 +224,7 @@ def events_of(lane: Lane, step: Step) -> list[str]:
 
 def events_once(script: Script, traffic: Traffic, found: History) -> Check:
     """Every request that took effect has its events, no other one has any, and no event is without a
-    request."""
+    request: the client's, or one that the system makes of it (clearing, release, expiry)."""
     check = Check("every event is there exactly once", found.events, "events")
     for line in found.wrong:
         check.wrong(line)
@@ -223,9 +242,30 @@ def events_once(script: Script, traffic: Traffic, found: History) -> Check:
                     check.wrong(
                         f"{step.kind} {step.request_id}: events {kinds or 'none'}, expected {expected}"
                     )
+        for request_id, expected in _made_by_the_system(lane, traffic.payment_ids(number)).items():
+            kinds = unseen.pop((account_id, request_id), [])
+            # A release that is tried again finds nothing to release any more.
+            if [kind for kind in kinds if kind != "request_refused"] != expected:
+                check.wrong(f"{request_id} of {account_id}: events {kinds or 'none'}, expected {expected}")
     for (_, request_id), kinds in unseen.items():
         check.wrong(f"events {kinds} of {request_id}, which nobody sent")
     return check
+
+
+def _made_by_the_system(lane: Lane, payment_ids: dict[str, str]) -> dict[str, list[str]]:
+    """Request id -> events, of the outcomes of clearing, the holds that are released after them, and those
+    that expire."""
+    expected: dict[str, list[str]] = {}
+    for request_id, payment in lane.account.payments.items():
+        payment_id = payment_ids.get(request_id, "")
+        for number, capture in enumerate(payment.captures, 1):
+            outcome = {"cleared": ["capture_cleared"], "rejected": ["capture_rejected"]}
+            expected[f"clear-{payment_id}-{number}"] = outcome.get(capture.state, [])
+        if payment.called_off:
+            expected[f"release-{payment_id}"] = ["payment_reversed"]
+        if payment.expired:
+            expected[""] = [*expected.get("", []), "hold_expired"]
+    return expected
 
 
 def _token(traffic: Traffic, number: int) -> str:
@@ -283,14 +323,21 @@ def payments_of(found: History, script: Script) -> Check:
             if payment is None:
                 check.wrong(f"{request_id}: no event has its payment")
                 continue
-            expected = {
+            expected: dict[str, Any] = {
                 "status": model.status,
                 "response_code": model.code,
                 "authorized": model.authorized,
                 "captured": model.captured,
                 "reversed": model.reversed,
+                "cleared": model.cleared,
+                "refunded": model.refunded,
+                "charged_back": model.charged_back,
             }
             actual = {name: payment.get(name, 0) for name in expected}
+            expected["captures"] = [capture.state for capture in model.captures]
+            actual["captures"] = [
+                capture.get("state", "submitted") for capture in payment.get("captures", ())
+            ]
             if actual != expected:
                 check.wrong(f"{request_id}: {actual}, expected {expected}")
     for request_id in by_request:
@@ -328,6 +375,9 @@ async def read_model(found: History, sender: Sender) -> Check:
                 "authorized": _text(payment, "authorized"),
                 "captured": _text(payment, "captured"),
                 "reversed": _text(payment, "reversed"),
+                "cleared": _text(payment, "cleared"),
+                "refunded": _text(payment, "refunded"),
+                "charged_back": _text(payment, "charged_back"),
             }
             actual = {**row, **row.get("amounts", {})}
             if any(actual.get(name) != value for name, value in expected.items()):
@@ -341,6 +391,111 @@ async def read_model(found: History, sender: Sender) -> Check:
 
 def _text(payment: dict[str, Any], name: str) -> str:
     return text_of(payment.get(name, 0), payment["currency"])
+
+
+# -- money ---------------------------------------------------------------------------------------------
+
+
+def clearing_outcomes(script: Script, traffic: Traffic, found: History, decided: dict[str, str]) -> Check:
+    """What the clearing house says it decided, against what became of each capture."""
+    check = Check("each capture has the clearing house's outcome", unit="captures")
+    states = {"accepted": "cleared", "rejected": "rejected", "cancelled": "rejected"}
+    for number, lane in enumerate(script.lanes):
+        shown = found.accounts[lane.account_id].payments if lane.account_id else {}
+        payment_ids = traffic.payment_ids(number)
+        for request_id, model in lane.account.payments.items():
+            payment_id = payment_ids.get(request_id, "")
+            for n in range(1, len(model.captures) + 1):
+                check.looked_at += 1
+                decision = decided.get(f"{payment_id}-{n}", "")
+                captures = shown.get(payment_id, {}).get("captures", ())
+                state = captures[n - 1].get("state", "submitted") if len(captures) >= n else "missing"
+                if state != states.get(decision):
+                    check.wrong(f"{payment_id}-{n}: {state}; the clearing house: {decision or 'never seen'}")
+    return check
+
+
+def no_open_saga(books: Books) -> Check:
+    check = Check("no saga is stuck", len(books.lives), "payments")
+    for payment_id in books.uncleared():
+        check.wrong(f"{payment_id} has a capture without an outcome, or a hold that should be gone")
+    for payment_id in books.open_sagas():
+        check.wrong(f"{payment_id}: {books.sagas[payment_id]['state']}")
+    return check
+
+
+def balanced(books: Books) -> Check:
+    """Each entry in itself, each chain, and all of it."""
+    check = Check("the trial balance is zero, each chain is whole", books.entries, "entries")
+    for line in books.wrong:
+        check.wrong(line)
+    totals: Counter[str] = Counter()
+    for (_, currency), amount in books.balances.items():
+        totals[currency] += amount
+    for currency, total in totals.items():
+        if total:
+            check.wrong(f"{currency}: {total}")
+    return check
+
+
+def ledger_accounts(books: Books, found: History, script: Script) -> Check:
+    """What cardholders owe and what is held, against the accounts; nothing waits for clearing."""
+    check = Check("the ledger equals the accounts", unit="accounts")
+    for lane in script.lanes:
+        if lane.opening is None:
+            continue
+        check.looked_at += 1
+        account, currency = found.accounts[lane.account_id], lane.account.currency
+        expected = {"holds": account.held, "receivable": account.posted}
+        actual = {name: books.balances[f"{name}:cardholder:{lane.account_id}", currency] for name in expected}
+        if actual != expected:
+            check.wrong(f"{lane.account_id}: {actual}, expected {expected}")
+    return check
+
+
+def compensated(books: Books) -> Check:
+    check = Check("compensated payments sum to zero on each account", unit="payments")
+    for payment_id in books.lives:
+        if books.was_compensated(payment_id):
+            check.looked_at += 1
+            left = {account: amount for (account, _), amount in books.payments[payment_id].items() if amount}
+            if left:
+                check.wrong(f"{payment_id}: {left}")
+    return check
+
+
+def settlement(books: Books) -> Check:
+    """Net positions against the ledger: what was owed to each merchant was paid, by the bank."""
+    check = Check("settlement totals equal the ledger's", books.nets, "positions")
+    paid: Counter[str] = Counter()
+    for (merchant, currency), net in books.net.items():
+        key = PAYABLE + merchant, currency
+        paid[currency] += net
+        owed = books.balances[key]
+        if owed:
+            check.wrong(f"{merchant} {currency}: {-owed} is not settled")
+        if books.settled[key] != net:
+            check.wrong(f"{merchant} {currency}: net {net}, the ledger settled {books.settled[key]}")
+    for account, currency in books.owed():
+        if (account.removeprefix(PAYABLE), currency) not in books.net:
+            check.wrong(f"{account} {currency} is in no cycle")
+    for currency, total in paid.items():
+        if books.settled[BANK, currency] != -total:
+            check.wrong(f"{currency}: positions {total}, the bank paid {-books.settled[BANK, currency]}")
+    if books.closed != books.told:
+        check.wrong(f"positions by cycle {dict(books.told)}, their closings count {dict(books.closed)}")
+    return check
+
+
+async def rebuilt(settings: Settings) -> Check:
+    """The read model made anew from the log, beside the live one, and compared row by row."""
+    done = await rebuild(settings, switch=False)
+    check = Check("a rebuilt read model equals the live one", sum(done.rows.values()), "rows")
+    for table in done.different:
+        check.wrong(f"{table} differs")
+    if not done.compared:
+        check.wrong("not compared: the live one did not catch up")
+    return check
 
 
 # -- topics --------------------------------------------------------------------------------------------

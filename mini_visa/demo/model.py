@@ -18,6 +18,12 @@ STATUS_CODES: Final = {"closed": "14", "lost": "41", "stolen": "43", "blocked": 
 
 
 @dataclass
+class ModelCapture:
+    amount: int
+    state: str = "submitted"
+
+
+@dataclass
 class ModelPayment:
     """A payment as the client must see it."""
 
@@ -28,6 +34,29 @@ class ModelPayment:
     captured: int = 0
     reversed: int = 0
     held: int = 0
+    cleared: int = 0
+    refunded: int = 0
+    refund_reserved: int = 0
+    charged_back: int = 0
+    captures: list[ModelCapture] = field(default_factory=list)
+    disputes: list[int] = field(default_factory=list)
+    """Amounts of its chargebacks, in order."""
+    expired: bool = False
+    called_off: bool = False
+    """Its captures were rejected while something was still held: that is released then."""
+
+    @property
+    def compensated(self) -> bool:
+        """It was captured, and nothing of that stands."""
+        return bool(self.captures) and all(capture.state == "rejected" for capture in self.captures)
+
+    @property
+    def left_to_refund(self) -> int:
+        return self.captured - self.refunded - self.refund_reserved - self.charged_back
+
+    @property
+    def left_to_dispute(self) -> int:
+        return self.cleared - self.refunded - self.charged_back
 
 
 @dataclass
@@ -119,20 +148,70 @@ class ModelAccount:
         return "00"
 
     def capture(self, payment: ModelPayment, amount: int, *, final: bool) -> bool:
-        """Whether it was possible."""
-        if amount > payment.held or payment.held == 0:
+        """Whether it was possible. When the hold has expired it still posts what was authorized."""
+        due = payment.authorized - payment.captured if payment.expired else payment.held
+        if amount > due or due == 0:
             return False
+        used = 0 if payment.expired else amount
+        payment.captures.append(ModelCapture(amount))
         payment.captured += amount
-        payment.held -= amount
-        self.held -= amount
+        payment.held -= used
+        self.held -= used
         self.posted += amount
-        if final or payment.held == 0:
+        if final or amount == due:
             self.held -= payment.held
             payment.held = 0
             payment.status = "captured"
         else:
             payment.status = "partially_captured"
         return True
+
+    def expire(self, payment: ModelPayment) -> None:
+        self.held -= payment.held
+        payment.held = 0
+        payment.expired = True
+        payment.status = "expired"
+
+    def clear(self, payment: ModelPayment, n: int, *, accepted: bool) -> None:
+        """The clearing house's outcome for capture `n`, once."""
+        capture = payment.captures[n - 1]
+        if accepted:
+            capture.state = "cleared"
+            payment.cleared += capture.amount
+            self._post_refunds(payment)
+            return
+        capture.state = "rejected"
+        payment.captured -= capture.amount
+        self.posted -= capture.amount
+        if payment.compensated and payment.held:
+            payment.called_off = self.reverse(payment, payment.held)
+
+    def refund(self, payment: ModelPayment, amount: int) -> bool:
+        """Whether it was possible."""
+        if amount > payment.left_to_refund or amount == 0:
+            return False
+        payment.refund_reserved += amount
+        self._post_refunds(payment)
+        return True
+
+    def _post_refunds(self, payment: ModelPayment) -> None:
+        posts = max(0, min(payment.refund_reserved, payment.left_to_dispute))
+        payment.refund_reserved -= posts
+        payment.refunded += posts
+        self.posted -= posts
+
+    def charge_back(self, payment: ModelPayment, amount: int) -> bool:
+        """Whether it was possible."""
+        if amount > payment.left_to_dispute or amount == 0:
+            return False
+        payment.disputes.append(amount)
+        payment.charged_back += amount
+        self.posted -= amount
+        return True
+
+    def represent(self, payment: ModelPayment, n: int) -> None:
+        payment.charged_back -= payment.disputes[n - 1]
+        self.posted += payment.disputes[n - 1]
 
     def reverse(self, payment: ModelPayment, amount: int) -> bool:
         """Whether it was possible."""

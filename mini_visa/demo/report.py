@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mini_visa.demo.books import Books
 from mini_visa.demo.checks import Check
-from mini_visa.demo.script import Script
+from mini_visa.demo.script import Script, text_of
 from mini_visa.demo.traffic import Traffic
 
 TEXTS: Final = {
@@ -41,6 +42,7 @@ class Report:
     traffic: Traffic
     checks: list[Check]
     started_in_s: float
+    money: Books = field(default_factory=Books)
 
     @property
     def passed(self) -> bool:
@@ -63,6 +65,11 @@ class Report:
             "approved": sum(codes[code] for code in APPROVALS),
             "codes": dict(sorted(codes.items())),
             "kinds": dict(sorted(Counter(a.step.kind for a in traffic.all()).items())),
+            "life": self._life(),
+            "ledger": {
+                currency: {name: text_of(amount, currency) for name, amount in sums.items()}
+                for currency, sums in self._ledger().items()
+            },
             "checks": [
                 {
                     "name": check.name,
@@ -75,6 +82,32 @@ class Report:
                 for check in self.checks
             ],
         }
+
+    def _life(self) -> dict[str, int]:
+        """What happened after the decision, by the ledger's entries."""
+        money, kinds = self.money, self.money.kinds
+        return {
+            "captures": kinds["payment_captured"],
+            "cleared": kinds["capture_cleared"],
+            "rejected": kinds["capture_rejected"],
+            "compensated payments": sum(money.was_compensated(payment_id) for payment_id in money.lives),
+            "sagas that were late": money.compensations["overdue"],
+            "holds expired": kinds["hold_expired"],
+            "refunds": kinds["payment_refunded"],
+            "chargebacks": kinds["chargeback_opened"],
+            "represented": kinds["chargeback_represented"],
+            "settlement cycles": len(money.closed),
+            "net positions": money.nets,
+            "journal entries": money.entries,
+        }
+
+    def _ledger(self) -> dict[str, dict[str, int]]:
+        """Currency -> what each kind of ledger account holds, debit > 0; in sum zero."""
+        found: dict[str, Counter[str]] = {}
+        for (account, currency), amount in self.money.balances.items():
+            name = account if account.count(":") == 1 else account[: account.rindex(":")]
+            found.setdefault(currency, Counter())[name] += amount
+        return {currency: dict(sorted(sums.items())) for currency, sums in sorted(found.items())}
 
     def _codes(self) -> Counter[str]:
         return Counter(a.code for a in self.traffic.all() if a.step.kind == "authorize")
@@ -101,8 +134,22 @@ class Report:
             if code != "00":
                 name = NAMES.get(code, "declined")
                 table.add_row(f"{name} {code}", f"{codes[code]:,}", TEXTS.get(code, ""))
+        table.add_section()
+        for what, count in self._life().items():
+            table.add_row(what, f"{count:,}", "")
         console.print(table)
+        self._show_ledger(console)
         show_checks(self.checks, console)
+
+    def _show_ledger(self, console: Console) -> None:
+        ledger = self._ledger()
+        names = sorted({name for sums in ledger.values() for name in sums})
+        table = _table("ledger (debit > 0)", *(f"#{currency}" for currency in ledger), title="")
+        for name in names:
+            table.add_row(name, *(text_of(sums.get(name, 0), currency) for currency, sums in ledger.items()))
+        table.add_section()
+        table.add_row("sum", *(text_of(sum(sums.values()), currency) for currency, sums in ledger.items()))
+        console.print(table)
 
 
 def show_checks(checks: list[Check], console: Console) -> None:

@@ -18,7 +18,7 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mini_visa.demo import checks, evidence, script
+from mini_visa.demo import books, checks, evidence, script
 from mini_visa.demo.cards import TEST_CARD_LIMIT, TEST_CARDS
 from mini_visa.demo.report import Report
 from mini_visa.demo.traffic import CONNECTIONS, Sender, Traffic
@@ -26,7 +26,7 @@ from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 from mini_visa.supervisor import logs, ports
 from mini_visa.supervisor.display import Display
-from mini_visa.supervisor.system import SERVICES, System, first_of
+from mini_visa.supervisor.system import GROUPS, System, first_of
 from mini_visa.supervisor.up import stop_signals
 
 T = TypeVar("T")
@@ -37,6 +37,27 @@ DEADLINE_S_MIN: Final = 30.0
 """The demo reckons with answers, not with time-outs: on a machine that is slow for a moment it waits."""
 EXIT_INTERRUPTED: Final = 130
 GUIDE_CALL: Final = {"request_id": "test123", "pan": "4111111111111111", "amount": "10.00"}
+
+
+QUICK: Final[dict[str, Any]] = {
+    "clearing_cycle_s": 5.0,
+    "clearing_present_again_s": 2.0,
+    "clearing_deadline_s": 20.0,
+    "clearing_late_s": 4.0,
+    "compensation_retry_s": 5.0,
+    "hold_fuel_s": 2.0,
+}
+"""What takes hours and days in life: seconds here, unless the user has set it."""
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """Shares of captures that go another way than usual. `late`: also of payments that are captured when
+    their hold has expired."""
+
+    rejections: float = 0.02
+    lost_answers: float = 0.02
+    late: float = 0.01
 
 
 class DemoFailed(UserError):
@@ -57,6 +78,7 @@ class Demo:
     seed: int | None = None
     connections: int = CONNECTIONS
     as_json: bool = False
+    conduct: Conduct = field(default_factory=Conduct)
     console: Console = field(init=False)
     jars: Path = field(init=False)
     """Where Kafka's jars are kept: with the user's own broker, also when the demo has a home of its own."""
@@ -72,7 +94,16 @@ class Demo:
         if self.once:
             self.settings = _fresh(self.settings)
         deadline_s = max(self.settings.gateway_deadline_s, DEADLINE_S_MIN)
-        self.settings = self.settings.model_copy(update={"gateway_deadline_s": deadline_s})
+        quick = {name: value for name, value in QUICK.items() if name not in self.settings.model_fields_set}
+        self.settings = self.settings.model_copy(
+            update={
+                **quick,
+                "gateway_deadline_s": deadline_s,
+                "clearing_rejections": self.conduct.rejections,
+                "clearing_lost_answers": self.conduct.lost_answers,
+                "clearing_late": self.conduct.late,
+            }
+        )
 
 
 def run(
@@ -83,12 +114,13 @@ def run(
     seed: int | None = None,
     connections: int = CONNECTIONS,
     as_json: bool = False,
+    conduct: Conduct = Conduct(),
 ) -> int:
     """The process's exit code. Raises `UserError` with one message that says what to do.
 
     With `once` everything runs in a new home, HOME/runs/demo-N, which is removed when all adds up.
     """
-    demo = Demo(settings, once, payments, seed, connections, as_json)
+    demo = Demo(settings, once, payments, seed, connections, as_json, conduct)
     try:
         return asyncio.run(_run(demo))
     except Interrupted:
@@ -186,7 +218,9 @@ async def _show(demo: Demo, system: System, started_in_s: float) -> Report:
     console = demo.console
     assert demo.seed is not None
     run_id = f"demo-{demo.seed}-{int(time.time())}"
-    lines = script.write(demo.seed, demo.payments, run_id)
+    lines = script.write(
+        demo.seed, demo.payments, run_id, late=demo.conduct.late, fuel_hold_s=settings.hold_fuel_s
+    )
     start = await evidence.positions(settings, await evidence.topic_names(settings))
     async with Sender(system.gateway_url, demo.connections) as sender:
         await _open_test_cards(sender, f"cards-{demo.seed}-{int(time.time())}")
@@ -197,14 +231,25 @@ async def _show(demo: Demo, system: System, started_in_s: float) -> Report:
             not_opened = await sender.open_accounts(lines.lanes, done)
         with _progress(console, "sending requests", lines.requests) as done:
             traffic = await sender.send(lines, done)
+        money = books.Books()
+        with _progress(console, "waiting for the clearing house", 1) as done:
+            await books.until_cleared(settings, money, GROUPS)
+            decided = await books.decisions(settings.clearing_house, _presented(lines, traffic))
+            _learn(lines, traffic, decided)
+            done(1)
+        with _progress(console, "refunds and disputes", script.write_aftermath(lines, run_id)) as done:
+            await sender.go_on(lines, traffic, done)
+        with _progress(console, "waiting for settlement", 1) as done:
+            await books.until_settled(settings, money, GROUPS)
+            done(1)
         found = [checks.answered(lines, traffic), checks.as_reckoned(traffic)]
         found.append(checks.codes_add_up(lines, traffic))
         for line in not_opened:
             found[0].wrong(line)
         if guide is not None:
             found.insert(0, guide)
-        found += await _evidence(settings, start, run_id, lines, traffic, sender, console)
-    report = Report(lines, traffic, found, started_in_s)
+        found += await _evidence(settings, start, run_id, lines, traffic, money, decided, sender, console)
+    report = Report(lines, traffic, found, started_in_s, money)
     if not demo.once:
         report.checks.append(checks.no_error_in_logs(_logs(demo, system)))
         report.checks.append(checks.no_pan_in_files(settings.home, _search(report)))
@@ -217,17 +262,27 @@ async def _evidence(
     run_id: str,
     lines: script.Script,
     traffic: Traffic,
+    money: books.Books,
+    decided: dict[str, str],
     sender: Sender,
     console: Console,
 ) -> list[checks.Check]:
-    with _progress(console, "reading events, balances and topics", 4) as done:
-        lag = await checks.no_lag(settings, len(SERVICES) - 1)
+    with _progress(console, "reading events, balances and topics", 5) as done:
+        lag = await checks.no_lag(settings, GROUPS)
         done(1)
         events = await checks.history(evidence.records(settings, ["payment.events"], start), run_id)
         found = [checks.events_once(lines, traffic, events), checks.payments_of(events, lines)]
         done(1)
         found += await checks.balances(lines, events, sender)
         found.append(await checks.read_model(events, sender))
+        done(1)
+        found.append(checks.clearing_outcomes(lines, traffic, events, decided))
+        found.append(checks.no_open_saga(money))
+        found.append(checks.compensated(money))
+        found.append(checks.balanced(money))
+        found.append(checks.ledger_accounts(money, events, lines))
+        found.append(checks.settlement(money))
+        found.append(await checks.rebuilt(settings))
         done(1)
         topics = await evidence.topic_names(settings)
         found.append(await checks.no_dead_letters(settings, topics, start))
@@ -236,6 +291,26 @@ async def _evidence(
         found.append(await checks.no_pan_in_topics(settings, topics, start, search))
         done(1)
     return found
+
+
+def _presented(lines: script.Script, traffic: Traffic) -> list[str]:
+    """The key of each capture at the clearing house: payment id and number."""
+    return [
+        f"{payment_id}-{n}"
+        for number, lane in enumerate(lines.lanes)
+        for request_id, payment_id in traffic.payment_ids(number).items()
+        for n in range(1, len(lane.account.payments[request_id].captures) + 1)
+    ]
+
+
+def _learn(lines: script.Script, traffic: Traffic, decided: dict[str, str]) -> None:
+    """Tell the generator's model what the clearing house decided."""
+    for number, lane in enumerate(lines.lanes):
+        for request_id, payment_id in traffic.payment_ids(number).items():
+            payment = lane.account.payments[request_id]
+            for n in range(1, len(payment.captures) + 1):
+                if decision := decided[f"{payment_id}-{n}"]:
+                    lane.account.clear(payment, n, accepted=decision == "accepted")
 
 
 async def _open_test_cards(sender: Sender, prefix: str) -> None:

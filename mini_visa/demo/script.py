@@ -1,7 +1,10 @@
 """What the demo sends: one lane of requests a card, drawn from a seed, each with the answer it must get.
 
-The whole script is made before the first request goes out. Requests of one lane are sent in order, one
-at a time, so what they must lead to does not depend on how fast anything is.
+The script is made before the first request goes out. Requests of one lane are sent in order, one at a
+time, so what they must lead to does not depend on how fast anything is. Captures clear meanwhile, and some
+are rejected; what depends on that is asked where it cannot matter: before the card's first capture, or at
+merchants that the clearing house's sandbox always accepts. The rest is the aftermath: refunds and disputes
+that are written when every capture has its outcome.
 """
 
 from __future__ import annotations
@@ -22,6 +25,16 @@ COUNTED_PER_CARD_MAX: Final = VELOCITY_COUNT
 ASKED_PER_CARD_MAX: Final = {"USD": 4_900_00, "EUR": 4_900_00, "JPY": 700_000, "KWD": 1_400_000}
 """Below what the velocity rule on amounts allows: only `_lavish` goes above it."""
 MERCHANTS: Final = 40
+FUEL_PUMP: Final = "5542"
+"""Merchant category code of automated fuel pumps: their holds are short."""
+CLOCK_MARGIN_S: Final = 0.2
+SANDBOX: Final = {
+    "shipments": "sandbox-accepted",
+    "returned": "sandbox-accepted",
+    "called off": "sandbox-rejected",
+    "unanswered": "sandbox-silent",
+}
+"""Merchants that the clearing house's sandbox treats always in one way."""
 SPECIAL: Final = ("unknown", "blocked", "lost", "stolen", "expired", "hasty", "lavish")
 """Lanes that end in declines: one of each in SPECIAL_EVERY, so that most payments are approved."""
 SPECIAL_EVERY: Final = 36
@@ -47,6 +60,10 @@ class Step:
     effect: bool = True
     """It leaves exactly one event; a replay leaves none."""
     method: str = "POST"
+    wait_s: float = 0.0
+    """At least so long after the answer before it: a hold has expired then."""
+    left: str = ""
+    """The amount that a refusal must name as still possible."""
 
 
 @dataclass
@@ -61,6 +78,8 @@ class Lane:
     burst: bool = False
     """Sent without a pause, for rules that count within a window."""
     account_id: str = ""
+    uncertain: bool = False
+    """A capture of it may be rejected at any time from now on: more may be available than reckoned."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +101,32 @@ def text_of(amount: int, currency: str) -> str:
     decimals = DECIMALS[currency]
     if not decimals:
         return str(amount)
-    whole, part = divmod(amount, 10**decimals)
-    return f"{whole}.{part:0{decimals}d}"
+    whole, part = divmod(abs(amount), 10**decimals)
+    return f"{'-' if amount < 0 else ''}{whole}.{part:0{decimals}d}"
 
 
-def write(seed: int, payments: int, run: str) -> Script:
-    """A script of `payments` authorizations. `run` is in every request id, so no two runs share one."""
-    return Script(seed, list(_Writer(seed, payments, run).lanes()))
+def write(seed: int, payments: int, run: str, *, late: float = 0.0, fuel_hold_s: float = 0.0) -> Script:
+    """A script of `payments` authorizations. `run` is in every request id, so no two runs share one.
+
+    `late`: share of payments whose hold at a fuel pump, `fuel_hold_s` long, expires before the capture."""
+    return Script(seed, list(_Writer(seed, payments, run, late, fuel_hold_s).lanes()))
+
+
+def write_aftermath(script: Script, run: str) -> int:
+    """Go on with the script when every capture has its outcome: refunds, disputes, and what is refused.
+    Returns how many requests are added."""
+    before = script.requests
+    writer = _Writer(script.seed + 1, 0, f"{run}-after")
+    for lane in script.lanes:
+        writer.aftermath(lane)
+    return script.requests - before
 
 
 class _Writer:
-    def __init__(self, seed: int, payments: int, run: str) -> None:
+    def __init__(
+        self, seed: int, payments: int, run: str, late: float = 0.0, fuel_hold_s: float = 0.0
+    ) -> None:
+        self.late, self.fuel_hold_s = late, fuel_hold_s
         self.choose = random.Random(seed)  # noqa: S311 - reproducible by its seed, no secret
         self.left = payments
         self.run = run
@@ -126,7 +160,21 @@ class _Writer:
             self._buy(lane, limit)
             if account.posted > 0 and self.choose.random() < 0.1:
                 self._pay(lane, self.choose.randint(1, account.posted))
+        if self.choose.random() < self.late * PAYMENTS_PER_CARD:
+            self._refuel(lane, limit)
         return lane
+
+    def _refuel(self, lane: Lane, limit: int) -> None:
+        """A hold at a fuel pump that has expired when the capture comes: it posts all the same, forced."""
+        account = lane.account
+        room = min(ASKED_PER_CARD_MAX[account.currency] - account.asked, account.available, limit // 12)
+        if self.left <= 0 or account.count >= COUNTED_PER_CARD_MAX or room < 1:
+            return
+        step = self._authorize(lane, self.choose.randint(1, room), mcc=FUEL_PUMP)
+        payment = account.payments[step.request_id]
+        account.expire(payment)
+        self._capture(lane, step, payment, payment.authorized, final=True)
+        lane.steps[-1].wait_s = self.fuel_hold_s + CLOCK_MARGIN_S
 
     def _buy(self, lane: Lane, limit: int) -> None:
         choose, account = self.choose, lane.account
@@ -134,9 +182,12 @@ class _Writer:
         if room < 1:
             return
         what = choose.choices(
-            ("plain", "zero", "beyond", "partial", "captured", "cvv", "currency", "cancelled"),
-            (84, 3, 2.5, 2, 6, 1, 1, 1),
-        )[0]
+            ("plain", "zero", "beyond", "partial", "captured", "cvv", "currency", "cancelled",
+             "shipments", "returned", "called off", "unanswered"),
+            (78, 3, 2.5, 2, 6, 1, 1, 1, 2, 2, 0.5, 0.2),
+        )[0]  # fmt: skip
+        if lane.uncertain and what in ("beyond", "partial"):
+            what = "plain"
         amount = min(choose.randint(1, max(1, limit // 12)), room)
         extra: dict[str, Any] = {}
         if what == "zero":
@@ -154,6 +205,8 @@ class _Writer:
             extra["currency"] = "EUR" if account.currency == "USD" else "USD"
         elif what == "cancelled":
             self._cancel_next(lane)
+        elif what in SANDBOX:
+            extra["merchant_id"] = SANDBOX[what]
         if choose.random() < 0.3:
             extra["metadata"] = {"order": f"{choose.randrange(10**6):06d}"}
         step = self._authorize(lane, amount, **extra)
@@ -162,8 +215,30 @@ class _Writer:
             self._again(lane, len(lane.steps) - 1)
         if choose.random() < 0.02:
             self._other_body(lane, step)
-        if payment.held > 0:
+        if what == "shipments" and payment.held > 2:
+            self._ship(lane, step, payment)
+        elif what == "returned" and payment.held > 1:
+            self._return(lane, step, payment)
+        elif what == "called off" and payment.held > 1:
+            self._capture(lane, step, payment, choose.randint(1, payment.held - 1), final=False)
+        elif what == "unanswered" and payment.held:
+            self._capture(lane, step, payment, None, final=True)
+        elif payment.held > 0 and what not in SANDBOX:
             self._follow_up(lane, step, payment)
+
+    def _ship(self, lane: Lane, step: Step, payment: ModelPayment) -> None:
+        """Captured in parts, as goods leave the store; then more than is left of the hold."""
+        first = self.choose.randint(1, payment.held - 2)
+        self._capture(lane, step, payment, first, final=False)
+        self._capture(lane, step, payment, self.choose.randint(1, payment.held - 1), final=False)
+        self._capture(lane, step, payment, payment.held + 1, final=True)
+        self._capture(lane, step, payment, None, final=True)
+
+    def _return(self, lane: Lane, step: Step, payment: ModelPayment) -> None:
+        """Captured and partly given back at once, whether that has cleared by then or not."""
+        self._capture(lane, step, payment, None, final=True)
+        self._refund(lane, step, payment, self.choose.randint(1, payment.captured))
+        self._refund(lane, step, payment, payment.left_to_refund + 1)
 
     def _follow_up(self, lane: Lane, step: Step, payment: ModelPayment) -> None:
         choose, account = self.choose, lane.account
@@ -195,6 +270,8 @@ class _Writer:
             self._reverse_by_request(lane, step, payment)
         elif what == "increment" and account.count < COUNTED_PER_CARD_MAX:
             amount = choose.randint(1, held)
+            if lane.uncertain and amount > account.available:
+                return
             if account.asked + amount <= ASKED_PER_CARD_MAX[account.currency]:
                 self._increment(lane, step, payment, amount)
         elif what == "over":
@@ -297,23 +374,26 @@ class _Writer:
             payment_status=payment.status,
         )
         lane.steps.append(step)
+        lane.uncertain |= bool(payment.captures)
         return step
 
     def _operation(
-        self, lane: Lane, kind: str, about: Step, status: int, code: str, body: dict[str, Any]
-    ) -> None:
+        self, lane: Lane, kind: str, about: Step, status: int, code: str, body: dict[str, Any],
+        *, path: str = "", left: int | None = None,
+    ) -> None:  # fmt: skip
         request_id = self._request_id()
         payment = lane.account.payments[about.request_id]
         lane.steps.append(
             Step(
                 kind,
                 request_id,
-                f"/payments/{{payment}}/{kind}s",
+                f"/payments/{{payment}}/{path or f'{kind}s'}",
                 {"request_id": request_id, **body},
                 status=status,
                 code=code,
                 payment_status=payment.status if status == 200 else "",
                 about=about.request_id,
+                left="" if left is None else text_of(left, lane.account.currency),
             )
         )
 
@@ -323,14 +403,73 @@ class _Writer:
     def _capture(
         self, lane: Lane, about: Step, payment: ModelPayment, amount: int | None, *, final: bool
     ) -> None:
-        done = lane.account.capture(payment, payment.held if amount is None else amount, final=final)
+        held = payment.held
+        done = lane.account.capture(payment, held if amount is None else amount, final=final)
+        lane.uncertain |= about.body["merchant_id"] != SANDBOX["shipments"]
         self._operation(
-            lane, "capture", about, *_answer(done), {"final": final, **self._amount(lane, amount)}
+            lane, "capture", about, *_answer(done), {"final": final, **self._amount(lane, amount)},
+            left=None if done else held,
+        )  # fmt: skip
+
+    def _refund(self, lane: Lane, about: Step, payment: ModelPayment, amount: int | None) -> None:
+        left = payment.left_to_refund
+        done = lane.account.refund(payment, left if amount is None else amount)
+        self._operation(
+            lane, "refund", about, *_answer(done), self._amount(lane, amount), left=None if done else left
         )
 
+    def _charge_back(self, lane: Lane, about: Step, payment: ModelPayment, amount: int | None) -> None:
+        left = payment.left_to_dispute
+        done = lane.account.charge_back(payment, left if amount is None else amount)
+        body = {"reason_code": "13.1", **self._amount(lane, amount)}  # merchandise not received
+        self._operation(lane, "chargeback", about, *_answer(done), body, left=None if done else max(0, left))
+
+    # -- when every capture has its outcome ---------------------------------------------------------
+
+    def aftermath(self, lane: Lane) -> None:
+        steps = {step.request_id: step for step in lane.steps if step.kind == "authorize"}
+        for request_id, payment in list(lane.account.payments.items()):
+            if payment.captures and self.choose.random() < 0.5:
+                self._afterwards(lane, steps[request_id], payment)
+
+    def _afterwards(self, lane: Lane, step: Step, payment: ModelPayment) -> None:
+        choose, cents = self.choose, payment.left_to_dispute
+        what = choose.choices(
+            ("refund", "refund part", "refund over", "dispute", "dispute part", "dispute over"),
+            (30, 20, 8, 16, 16, 10),
+        )[0]
+        if what == "refund over":
+            self._refund(lane, step, payment, payment.left_to_refund + 1)
+        elif what == "dispute over":
+            self._charge_back(lane, step, payment, cents + 1)
+        elif what == "refund":
+            self._refund(lane, step, payment, None)  # of a compensated payment nothing is left: refused
+        elif what == "refund part":
+            self._refund(lane, step, payment, choose.randint(1, max(1, cents)))
+        else:
+            part = choose.randint(1, cents) if what == "dispute part" and cents else None
+            self._charge_back(lane, step, payment, part)
+            if payment.disputes:
+                self._after_dispute(lane, step, payment)
+
+    def _after_dispute(self, lane: Lane, step: Step, payment: ModelPayment) -> None:
+        """The merchant answers, or not; and nobody gets more back than was captured."""
+        end = self.choose.choice(("represent", "accept", "nothing"))
+        number = len(payment.disputes)
+        if end == "nothing":
+            self._refund(lane, step, payment, payment.left_to_refund + 1)
+            return
+        if end == "represent":
+            lane.account.represent(payment, number)
+        kind = {"represent": "representment", "accept": "acceptance"}[end]
+        self._operation(lane, kind, step, 200, "00", {}, path=f"chargebacks/{number}/{end}")
+
     def _reverse(self, lane: Lane, about: Step, payment: ModelPayment, amount: int | None) -> None:
-        done = lane.account.reverse(payment, payment.held if amount is None else amount)
-        self._operation(lane, "reversal", about, *_answer(done), self._amount(lane, amount))
+        held = payment.held
+        done = lane.account.reverse(payment, held if amount is None else amount)
+        self._operation(
+            lane, "reversal", about, *_answer(done), self._amount(lane, amount), left=None if done else held
+        )
 
     def _increment(self, lane: Lane, about: Step, payment: ModelPayment, amount: int) -> None:
         code = lane.account.increment(payment, amount)

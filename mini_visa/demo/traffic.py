@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from mini_visa.demo.script import Lane, Script, Step
 REQUEST_TIMEOUT_S: Final = 90.0
 """Above every deadline of the gateway, a look-up's wait for the read model included: it answers first."""
 CONNECTIONS: Final = 32
+WAIT_S: Final = 0.02
+"""Until a card that has to wait is looked at again."""
 
 
 @dataclass(slots=True)
@@ -41,12 +44,15 @@ class Traffic:
 
     answers: dict[int, list[Answer]] = field(default_factory=dict)
     """By lane, in the order of its steps."""
-    began: float = 0.0
-    ended: float = 0.0
+    seconds: float = 0.0
 
-    @property
-    def seconds(self) -> float:
-        return self.ended - self.began
+    def payment_ids(self, number: int) -> dict[str, str]:
+        """Request id -> payment id of each authorization of a lane."""
+        return {
+            answer.step.request_id: answer.payment_id
+            for answer in self.answers[number]
+            if answer.step.kind == "authorize" and answer.payment_id
+        }
 
     def all(self) -> list[Answer]:
         return [answer for lane in self.answers.values() for answer in lane]
@@ -108,24 +114,33 @@ class Sender:
         """Send everything. A lane has one request in flight at a time; `burst` lanes go straight through,
         the others take turns, so that every card is busy during the whole run."""
         traffic = Traffic({number: [] for number in range(len(script.lanes))})
+        await self.go_on(script, traffic, done)
+        return traffic
+
+    async def go_on(self, script: Script, traffic: Traffic, done: Callable[[int], None]) -> None:
+        """Send what has been added to the script."""
         turns: deque[int] = deque(range(len(script.lanes)))
+        answered_at = dict.fromkeys(turns, -math.inf)
 
         async def work() -> None:
             while turns:
                 number = turns.popleft()
                 lane, answers = script.lanes[number], traffic.answers[number]
                 while len(answers) < len(lane.steps):
+                    if time.perf_counter() < answered_at[number] + lane.steps[len(answers)].wait_s:
+                        await asyncio.sleep(WAIT_S)
+                        break
                     answers.append(await self._step(lane, answers))
+                    answered_at[number] = time.perf_counter()
                     done(1)
                     if not lane.burst:
                         break
                 if len(answers) < len(lane.steps):
                     turns.append(number)
 
-        traffic.began = time.perf_counter()
+        began = time.perf_counter()
         await asyncio.gather(*(work() for _ in range(self._connections)))
-        traffic.ended = time.perf_counter()
-        return traffic
+        traffic.seconds += time.perf_counter() - began
 
     async def _step(self, lane: Lane, before: list[Answer]) -> Answer:
         step = lane.steps[len(before)]
@@ -179,6 +194,8 @@ def _difference(step: Step, answer: Answer, before: list[Answer]) -> str:
         return f"code {answer.code or 'none'}, expected {step.code or 'none'}"
     if answer.payment_status != step.payment_status:
         return f"payment {answer.payment_status}, expected {step.payment_status}"
+    if step.left and (left := orjson.loads(answer.body).get("left")) != step.left:
+        return f"{left} is left, expected {step.left}"
     if answer.replayed != (step.replays is not None):
         return "marked as replayed" if answer.replayed else "not marked as replayed"
     if step.replays is not None and answer.body != before[step.replays].body:

@@ -1,7 +1,7 @@
 """Settlement: per cycle, merchant and currency one net position, and the files that show them.
 
-Cycles are numbered stretches of event time of one length. A cycle is open on a partition until a tick of
-a later one comes; what arrives before that tick belongs to it.
+Cycles are stretches of event time of one length. A cycle is open on a partition until a tick of a later
+one comes; what arrives before that tick belongs to it.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class CycleClosed(Message, frozen=True, kw_only=True, omit_defaults=True, tag="c
     closed_at: int
 
 
-def cycle_name(number: int, length_ms: int) -> str:
-    """When the cycle begins, UTC: "2026-01-01T00:00:00Z"."""
-    return datetime.fromtimestamp(number * length_ms / 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def cycle_name(begins: int) -> str:
+    """When the cycle begins (ms), UTC: "2026-01-01T00:00:00Z". Cycles are a second long at least."""
+    return datetime.fromtimestamp(begins // 1_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def settle(position: SettlementPosition) -> tuple[Posting, ...]:

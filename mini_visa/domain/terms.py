@@ -31,6 +31,9 @@ TRAVEL: Final = mccs(
     "7519",  # motor homes
 )
 
+FUEL: Final = mccs("5542")
+"""Automated fuel pumps."""
+
 TIPPED: Final = mccs(
     "4121",  # taxis
     "5812-5814",  # restaurants, bars
@@ -60,6 +63,8 @@ class Terms(Data, frozen=True, kw_only=True):
     hold_travel_ms: int = 31 * DAY_MS
     travel: frozenset[str] = TRAVEL
     """MCCs whose holds are valid for `hold_travel_ms`."""
+    hold_fuel_ms: int = 2 * HOUR_MS
+    """Of holds at `FUEL`: the amount is known when the tank is full."""
     request_window_ms: int = 24 * HOUR_MS
     """A request id is remembered this long in event time."""
     tolerances: tuple[tuple[frozenset[str], int], ...] = ((TRAVEL, 1_500), (TIPPED, 2_000))
@@ -71,7 +76,9 @@ class Terms(Data, frozen=True, kw_only=True):
 
     def hold_ms_of(self, merchant: Merchant) -> int:
         """How long a hold of this merchant is valid."""
-        return self.hold_travel_ms if merchant.mcc in self.travel else self.hold_ms
+        if merchant.mcc in self.travel:
+            return self.hold_travel_ms
+        return self.hold_fuel_ms if merchant.mcc in FUEL else self.hold_ms
 
     def tolerance_of(self, merchant: Merchant, authorized: int) -> int:
         """Minor units that captures may exceed `authorized` by."""

@@ -22,7 +22,7 @@ from mini_visa.settings import Settings
 from mini_visa.supervisor import logs
 from mini_visa.supervisor.backbone import Backbone
 from mini_visa.supervisor.lock import HomeLock, Running
-from mini_visa.supervisor.ports import free_port, require_free
+from mini_visa.supervisor.ports import free_port, is_free, require_free
 from mini_visa.supervisor.warm import Child, NurseryLost, WarmNursery
 
 START_TIMEOUT_S: Final = 120.0
@@ -46,16 +46,29 @@ class Service:
     name: str
     command: tuple[str, ...]
     does: str
+    groups: int = 1
+    """Kafka consumer groups that it has: one a processor."""
 
 
-GATEWAY: Final = Service("gateway", ("gateway",), "HTTP in and out")
+GATEWAY: Final = Service("gateway", ("gateway",), "HTTP in and out", groups=0)
+CLEARING_HOUSE: Final = Service(
+    "clearing-house", ("clearing-house",), "the outside that captures are cleared with", groups=0
+)
 SERVICES: Final = (
     Service("risk", ("worker", "risk"), "velocity rules on card.requests"),
     Service("authorization", ("worker", "authorization"), "decides account.commands"),
     Service("projection", ("worker", "projection"), "events into the read model"),
+    Service("ledger", ("worker", "ledger"), "events in double entry", groups=3),
+    Service("clearing", ("worker", "clearing"), "presentments and net positions", groups=2),
+    Service("reversal", ("worker", "reversal"), "undoes what fails to clear"),
+    Service("connector", ("worker", "connector"), "presentments to the clearing house"),
+    CLEARING_HOUSE,
     GATEWAY,
 )
-"""Everything that runs beside the broker. Started together; stopped gateway first, then the others."""
+"""Everything that runs beside the broker. Started together; stopped gateway first, then the workers, then
+the clearing house. With the setting `clearing_house_url` there is another one, and ours does not run."""
+GROUPS: Final = sum(service.groups for service in SERVICES)
+"""Consumer groups of a whole system."""
 
 
 class State(StrEnum):
@@ -114,15 +127,20 @@ class System:
         environment: Callable[[Service], dict[str, str]] = lambda _: {},
     ) -> None:
         port = settings.gateway_port or free_port(settings.gateway_host)
-        self.settings = settings.model_copy(update={"gateway_port": port})
+        house = settings.clearing_house_port
+        if not house or not is_free(settings.clearing_house_host, house):
+            house = free_port(settings.clearing_house_host)
+        self.settings = settings.model_copy(update={"gateway_port": port, "clearing_house_port": house})
         self.gateway_url = f"http://{settings.gateway_host}:{port}"
+        own_ports = {GATEWAY: port, CLEARING_HOUSE: house}
         self.parts = [
             Part(
                 service,
                 logs.path_of(settings.logs, service.name),
-                port if service.name == GATEWAY.name else free_port(),
+                own_ports.get(service) or free_port(),
             )
             for service in services
+            if service != CLEARING_HOUSE or not settings.clearing_house_url
         ]
         self.backbone = Backbone(settings, jars=jars)
         self.broker_state = State.WAITING
@@ -186,13 +204,22 @@ class System:
 
     async def stop(self) -> None:
         """Gateway first, so that what it accepted is still answered; then the workers, which commit
-        what they have begun; the broker last."""
+        what they have begun; whom they ask after them; the broker last."""
         self._stopping.set()
-        settings = self.settings
-        gateways = [part for part in self.parts if part.service.name == GATEWAY.name]
-        workers = [part for part in self.parts if part.service.name != GATEWAY.name]
-        for parts, drain_s in ((gateways, settings.gateway_drain_s), (workers, settings.drain_timeout_s)):
-            await asyncio.gather(*(self._stop_part(part, drain_s + STOP_MARGIN_S) for part in parts))
+        drain_s = {GATEWAY: self.settings.gateway_drain_s}
+        for stage in (
+            [part for part in self.parts if part.service == GATEWAY],
+            [part for part in self.parts if part.service not in (GATEWAY, CLEARING_HOUSE)],
+            [part for part in self.parts if part.service == CLEARING_HOUSE],
+        ):
+            await asyncio.gather(
+                *(
+                    self._stop_part(
+                        part, drain_s.get(part.service, self.settings.drain_timeout_s) + STOP_MARGIN_S
+                    )
+                    for part in stage
+                )
+            )
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -309,7 +336,7 @@ class System:
         settings = self.settings.model_copy(
             update={
                 "broker": self.backbone.address,
-                "web_port": 0 if part.service.name == GATEWAY.name else part.web_port,
+                "web_port": 0 if part.service in (GATEWAY, CLEARING_HOUSE) else part.web_port,
             }
         )
         return {

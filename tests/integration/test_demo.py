@@ -16,6 +16,7 @@ from whole_system import START_S, Up, environment, left_over, make_home, mini_vi
 
 from mini_visa.supervisor.lock import running
 from mini_visa.supervisor.ports import free_port
+from mini_visa.supervisor.system import SERVICES
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -48,7 +49,7 @@ def test_the_demo_adds_up_and_leaves_nothing(home: Path) -> None:
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["passed"] and report["payments"] == 300
     assert report["approved"] >= 0.85 * report["payments"]
-    assert len(report["checks"]) == 15 and all(check["looked_at"] for check in report["checks"])
+    assert len(report["checks"]) == 22 and all(check["looked_at"] for check in report["checks"])
     assert not none_left_within(home, 5.0)
     assert not list((home / "runs").iterdir())
 
@@ -56,7 +57,7 @@ def test_the_demo_adds_up_and_leaves_nothing(home: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_killed_service_comes_back_and_a_stop_is_clean(up: Up) -> None:
     before = up.pids()
-    assert set(before) == {"risk", "authorization", "projection", "gateway"}
+    assert set(before) == {service.name for service in SERVICES}
     os.kill(before["authorization"], signal.SIGKILL)
     up.until("authorization: restarting")
     up.until("restarted 1 times")
@@ -80,7 +81,7 @@ def test_a_killed_service_comes_back_and_a_stop_is_clean(up: Up) -> None:
 
 @pytest.mark.timeout(600)
 def test_nothing_outlives_a_killed_supervisor(up: Up) -> None:
-    assert len(left_over(up.home)) >= 7  # supervisor, nursery, four services, broker and its launcher
+    assert len(left_over(up.home)) >= len(SERVICES) + 4  # supervisor, nursery, broker and its launcher
     up.process.kill()
     up.process.wait()
     assert not none_left_within(up.home, 30.0)

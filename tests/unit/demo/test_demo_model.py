@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mini_visa.demo.model import VELOCITY_COUNT, ModelAccount
+from mini_visa.demo.model import VELOCITY_COUNT, ModelAccount, ModelPayment
 
 
 def an_account(limit: int = 100_00, **changes: object) -> ModelAccount:
@@ -108,3 +108,55 @@ def test_what_the_cardholder_pays_is_available_again():
     account.authorize("a", 60_00, currency="USD", capture=True)
     account.pay(20_00)
     assert (account.posted, account.available) == (40_00, 60_00)
+
+
+def captured(account: ModelAccount, amount: int = 50_00, *parts: int) -> ModelPayment:
+    payment = account.authorize("a", amount, currency="USD")
+    for part in parts or (amount,):
+        assert account.capture(payment, part, final=False)
+    return payment
+
+
+def test_a_rejected_capture_gives_the_money_back_and_lets_go_of_what_is_still_held():
+    account = an_account()
+    payment = captured(account, 50_00, 30_00)
+    account.clear(payment, 1, accepted=False)
+    assert payment.compensated and payment.called_off and payment.status == "reversed"
+    assert (payment.captured, payment.held, account.held, account.posted) == (0, 0, 0, 0)
+
+
+def test_a_rejected_capture_beside_one_that_stands_leaves_the_hold_alone():
+    account = an_account()
+    payment = captured(account, 50_00, 20_00, 20_00)
+    account.clear(payment, 1, accepted=False)
+    assert not payment.compensated and payment.held == 10_00 and account.posted == 20_00
+
+
+def test_a_refund_before_clearing_posts_when_it_clears():
+    account = an_account()
+    payment = captured(account)
+    assert account.refund(payment, 20_00) and account.posted == 50_00
+    assert not account.refund(payment, 30_01)
+    account.clear(payment, 1, accepted=True)
+    assert (payment.refunded, account.posted) == (20_00, 30_00)
+
+
+def test_refunds_and_disputes_together_give_back_no_more_than_was_captured():
+    account = an_account()
+    payment = captured(account)
+    assert not account.charge_back(payment, 1)
+    account.clear(payment, 1, accepted=True)
+    assert account.charge_back(payment, 30_00) and account.refund(payment, 20_00)
+    assert not account.refund(payment, 1) and not account.charge_back(payment, 1)
+    account.represent(payment, 1)
+    assert account.posted == 30_00 and account.refund(payment, 30_00)
+
+
+def test_an_expired_hold_can_still_be_captured_in_full():
+    account = an_account()
+    payment = account.authorize("a", 40_00, currency="USD")
+    account.expire(payment)
+    assert (account.held, payment.status) == (0, "expired")
+    assert not account.capture(payment, 40_01, final=True)
+    assert account.capture(payment, 40_00, final=True)
+    assert (account.held, account.posted, payment.status) == (0, 40_00, "captured")

@@ -14,9 +14,7 @@ from mini_visa.demo.traffic import Answer, Traffic
 
 def traffic(*latencies: float, code: str = "00") -> Traffic:
     step = Step("authorize", "r", "/", {})
-    return Traffic(
-        {0: [Answer(step, 200, code, "authorized", False, latency) for latency in latencies]}, 0.0, 2.0
-    )
+    return Traffic({0: [Answer(step, 200, code, "authorized", False, latency) for latency in latencies]}, 2.0)
 
 
 def test_percentiles_are_latencies_that_were_measured():

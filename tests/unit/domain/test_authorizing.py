@@ -212,6 +212,12 @@ def test_travel_is_held_for_31_days() -> None:
     )
 
 
+def test_a_fuel_pump_is_held_for_two_hours() -> None:
+    host = Host()
+    payment = host.authorize("1.00", merchant=Merchant(mcc="5542")).outcome.payment
+    assert payment.expires_at == NOON + 2 * 3_600_000
+
+
 def test_a_tick_ends_some_holds_and_the_next_goes_on() -> None:
     host = Host()
     payments = [host.authorize("1.00").outcome.payment for _ in range(5)]

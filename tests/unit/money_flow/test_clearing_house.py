@@ -79,6 +79,34 @@ def test_a_decision_takes_as_long_as_it_is_told_to_and_is_then_final():
     assert book.cancel("k").status == "accepted"
 
 
+@pytest.mark.parametrize(
+    ("merchant", "status"),
+    [("sandbox-accepted", "accepted"), ("sandbox-rejected-2", "rejected"), ("sandbox-silent", "pending")],
+)
+def test_a_sandbox_merchant_gets_what_its_name_says_whatever_the_shares_are(merchant, status):
+    for share in (0.0, 1.0):
+        clock = Clock()
+        book = Book(clock=clock)
+        book.conduct = Conduct(rejections=share, late=share, late_s=60, delay_s=60)
+        asked = Presented(key="k", amount=1, currency="USD", captured_at=1, merchant_id=merchant)
+        assert book.present(asked).status == status
+        clock.now += 10**9
+        assert book.present(asked).status == status
+        assert book.cancel("k").status == ("cancelled" if status == "pending" else status)
+
+
+def test_a_late_presentment_is_decided_late_and_a_cancelled_one_counts_at_once():
+    clock = Clock()
+    book = Book(clock=clock)
+    book.conduct = Conduct(late=1.0, late_s=60)
+    assert book.present(presented()).status == "pending"
+    assert book.present(presented("other")).status == "pending"
+    assert book.cancel("other").status == "cancelled"
+    assert [total.status for total in book.totals()] == ["cancelled"]
+    clock.now += 60
+    assert book.find("k").status == "accepted"
+
+
 def test_what_is_called_back_in_time_is_cancelled_for_good():
     clock = Clock()
     book = Book(clock=clock)

@@ -219,6 +219,23 @@ def test_exactly_as_many_positions_as_one_tick_tells_still_close_the_cycle(monke
     assert [type(one).__name__ for one in told] == ["SettlementPosition", "SettlementPosition", "CycleClosed"]
 
 
+def test_cycles_of_another_length_go_on_where_those_before_ended(monkeypatch):
+    driver = a_net_service()
+    cycles = []
+    for length, at in ((5_000, 7_000), (5_000, 11_000), (DAY, DAY / 2), (DAY, DAY + 1), (5_000, DAY + 6_000)):
+        monkeypatch.setattr("agents.clearing.CYCLE_MS", length)
+        driver.send(Tick(), at=MIDNIGHT + int(at))
+        send_item(driver, an_item(), at=MIDNIGHT + int(at))
+    for one in driver.sent(topics.SETTLEMENT_POSITIONS):
+        if isinstance(one, CycleClosed):
+            cycles.append((one.cycle[11:], one.closed_at - MIDNIGHT))
+    assert cycles == [
+        ("00:00:05Z", 11_000),  # five seconds
+        ("00:00:10Z", DAY + 1),  # the last short one, up to the end of its day
+        ("00:00:00Z", DAY + 6_000),
+    ]
+
+
 @pytest.mark.parametrize("merchant", ["m1", "a/b", "50%", "%2F", "", "ü"])
 def test_any_merchant_id_survives_in_a_key(merchant):
     assert merchant_of(position_key(7, merchant, "USD")) == (merchant, "USD")
