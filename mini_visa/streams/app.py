@@ -12,7 +12,7 @@ import importlib.metadata
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import faust
 from faust.app.base import BootStrategy
@@ -21,11 +21,14 @@ from mode import Service
 from mini_visa.kafka import client_options
 from mini_visa.settings import Settings
 from mini_visa.settings import settings as process_settings
+from mini_visa.streams.follower import FollowerService, MakeFollower
 from mini_visa.streams.poison import Fatal, poison
 from mini_visa.streams.processor import Handler, Processor
 from mini_visa.streams.runtime import Runtime, make_plans
 from mini_visa.streams.table import AnyTable
 from mini_visa.streams.topic import AnyTopic
+
+M = TypeVar("M", bound=MakeFollower)
 
 log = logging.getLogger(__name__)
 
@@ -147,15 +150,21 @@ class App(faust.App):  # type: ignore[misc]
 
         return register
 
-    def run_service(self, service: type[Service]) -> type[Service]:
-        """Make the decorated mode.Service a part of this app: started and stopped with it. For a service
-        that follows topics by itself, such as one that writes elsewhere than to Kafka."""
-        self._extra_services.append(service)
-        return service
+    def follower(self, make: M) -> M:
+        """Make what the decorated function (or class) makes a part of this app: run, watched and stopped
+        with it. For a service that follows topics by itself, see `Follower`."""
+        name, settings = self.service, self.settings
+
+        class Following(FollowerService):  # Faust wants a class, and makes it when the app starts
+            def __init__(self, **options: Any) -> None:
+                super().__init__(name, settings, make, **options)
+
+        self._extra_services.append(Following)
+        return make
 
     @property
     def ready(self) -> bool:
-        """Everything of this app is at work. A service of its own may say so by an attribute `ready`."""
+        """Everything of this app is at work."""
         services = self._extra_service_instances or ()
         return (
             bool(self.started)
@@ -163,13 +172,13 @@ class App(faust.App):  # type: ignore[misc]
             and bool(self.kernel.started)
             and self.kernel.ready
             and len(services) == len(self._extra_services)
-            and all(getattr(service, "ready", True) for service in services)
+            and all(service.ready for service in services)
         )
 
     async def on_first_start(self) -> None:
         check_interpreter()
         if not self.processors and not self._extra_services:
-            raise Fatal(f"{self.service} has no processor and no service of its own")
+            raise Fatal(f"{self.service} has no processor and no follower")
         collect_garbage_seldom()
 
     async def on_start(self) -> None:

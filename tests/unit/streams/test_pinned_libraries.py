@@ -15,7 +15,6 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import SubscriptionState
 from counting import ITEMS, ROWS, SEEN, Item
-from mode import Service
 
 from mini_visa.settings import Settings
 from mini_visa.streams import Context, create_app
@@ -49,9 +48,20 @@ def test_faust_starts_its_sensors_and_the_kernel_and_nothing_else(app: App) -> N
 
 
 async def test_a_started_app_has_touched_no_consumer_producer_or_table_of_faust(app: App) -> None:
-    @app.run_service
-    class Nothing(Service):  # type: ignore[misc]
+    @app.follower
+    class Nothing:
         """An app needs something to run."""
+
+        ready = True
+
+        def __init__(self, settings: Settings) -> None:
+            self.stopping = asyncio.Event()
+
+        async def run(self) -> None:
+            await self.stopping.wait()
+
+        def stop(self) -> None:
+            self.stopping.set()
 
     async with app:
         await asyncio.sleep(0)
