@@ -68,8 +68,9 @@ class Settings(BaseSettings):
     # -- gateway -------------------------------------------------------------------------------
     gateway_host: str = "127.0.0.1"
     gateway_port: int = Field(8080, ge=0, le=65535)
-    gateway_id: int = Field(0, ge=0)
-    """Which partition of gateway.replies it listens on, modulo their number."""
+    gateway_id: int | None = Field(None, ge=0)
+    """Which partition of gateway.replies it listens on, modulo their number. None: a digest of `instance`, so
+    that pods spread over the partitions by their names."""
     gateway_deadline_s: float = Field(5.0, ge=0.05, le=60.0)
     """How long a request waits for its outcome before 504 (and the time-out reversal)."""
     gateway_in_flight_max: int = Field(512, ge=1, le=100_000)

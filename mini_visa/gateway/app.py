@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator
+from zlib import crc32
 
 import orjson
 import uvloop
@@ -38,7 +39,7 @@ def create(settings: Settings) -> web.Application:
         settings,
         tokenizer=load_tokenizer(token_keys_file(settings)),
         exchange=Exchange(
-            client_options(settings), gateway_id=settings.gateway_id, produce_seconds=metrics.produce_seconds
+            client_options(settings), gateway_id=gateway_id(settings), produce_seconds=metrics.produce_seconds
         ),
         access=Access(settings),
         metrics=metrics,
@@ -53,6 +54,13 @@ def create(settings: Settings) -> web.Application:
     app.router.add_route("*", "/{tail:.*}", Fallback(gateway, app).handle, expect_handler=expect)
     app.cleanup_ctx.append(_connected)
     return app
+
+
+def gateway_id(settings: Settings) -> int:
+    """The setting, or a number that a pod's name always gives."""
+    if settings.gateway_id is not None:
+        return settings.gateway_id
+    return crc32(settings.instance.encode())
 
 
 async def _connected(app: web.Application) -> AsyncIterator[None]:
