@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import warm
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -22,7 +22,6 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from mini_visa.streams.store import PROGRESS_KEY, Progress, decode_progress
 from mini_visa.streams.wire import Wire
 
-ROOT = Path(__file__).parents[3]
 WAIT_S = 120.0
 
 
@@ -30,7 +29,7 @@ WAIT_S = 120.0
 class Worker:
     """A worker process. `fault` of `Laboratory.worker` makes something go wrong in it."""
 
-    process: subprocess.Popen[bytes]
+    process: warm.Warm | subprocess.Popen[bytes]
     log_file: Path
 
     @property
@@ -264,18 +263,13 @@ class Laboratory:
             "MINI_VISA_HOME": str(self.home / home),
             "MINI_VISA_INSTANCE": instance,
             "MINI_VISA_FAULT": fault,
-            "PYTHONUNBUFFERED": "1",
         }
         environment |= {f"MINI_VISA_{name.upper()}": str(value) for name, value in settings.items()}
         log_file = self.home / f"{len(self.workers)}-{instance}.log"
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.kernel.apps", *services],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        log_file.touch()
+        process = warm.start(
+            "tests.integration.kernel.apps", list(services), environment=environment, log=log_file
+        )
         worker = Worker(process, log_file)
         self.workers.append(worker)
         return worker

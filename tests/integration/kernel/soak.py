@@ -22,6 +22,7 @@ from typing import Any
 
 from aiokafka.structs import TopicPartition
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from laboratory import Laboratory, Worker, fold, reckon

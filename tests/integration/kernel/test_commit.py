@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from laboratory import ROOT, Laboratory
+from laboratory import Laboratory
+from warm import ROOT
 
 from mini_visa.streams.poison import EXIT_POISONED
 
