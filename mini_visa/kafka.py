@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,15 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    TopicAlreadyExistsError,
+    UnsupportedSaslMechanismError,
+    for_code,
+)
 
 from mini_visa import topics as declared
 from mini_visa.broker import Broker, BrokerError, DockerBroker, EmbeddedBroker
@@ -22,6 +31,7 @@ from mini_visa.settings import Settings
 from mini_visa.streams.topic import HOUR_MS, AnyTopic
 
 REQUEST_TIMEOUT_S = 20.0
+REFUSAL_TIMEOUT_S = 5.0
 VISIBLE_TIMEOUT_S = 20.0
 TIMESTAMP_AHEAD_MS_MAX = 60_000
 """The broker refuses a record further in the future: no one record may move a partition's time."""
@@ -140,9 +150,39 @@ async def _reachable(options: dict[str, Any]) -> AsyncIterator[None]:
             yield
     except (KafkaError, OSError) as failure:  # a TimeoutError is an OSError
         servers = ",".join(options["bootstrap_servers"])
-        raise BrokerError(
-            f"No Kafka answers at {servers} ({type(failure).__name__}). Is it running?"
-        ) from failure
+        reason = await _refusal(options) or f"({type(failure).__name__}). Is it running?"
+        raise BrokerError(f"No Kafka answers at {servers}: {reason}") from failure
+
+
+async def _refusal(options: dict[str, Any]) -> str:
+    """Why the first of the servers that can be asked takes no connection, and what to do. aiokafka's clients
+    keep the reason to their log. "": it takes one."""
+    options = dict(options)
+    host, _, port = options.pop("bootstrap_servers")[0].rpartition(":")
+    try:
+        async with asyncio.timeout(REFUSAL_TIMEOUT_S):
+            (await create_conn(host.strip("[]"), int(port), **options)).close()
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"its certificate is not trusted ({error.verify_message}). "
+            "MINI_VISA_KAFKA_CA_FILE must hold the authority that signed it."
+        )
+    except ssl.SSLError:
+        return "it does not speak TLS there. Check MINI_VISA_KAFKA_SECURITY and the port."
+    except (SaslAuthenticationFailed, AuthenticationFailedError):
+        return (
+            f"it refused the user {options.get('sasl_plain_username')} or the password. "
+            "Check MINI_VISA_KAFKA_USERNAME and MINI_VISA_KAFKA_PASSWORD."
+        )
+    except UnsupportedSaslMechanismError:
+        return f"it does not take {options.get('sasl_mechanism')}. Check MINI_VISA_KAFKA_SASL_MECHANISM."
+    except TimeoutError:
+        return "no answer in time. Is it running, and is it a Kafka?"
+    except OSError as error:
+        return f"{os.strerror(error.errno) if error.errno else error}. Is it running?"
+    except KafkaError:
+        return "it ended the connection. Does it want TLS or a password (MINI_VISA_KAFKA_SECURITY)?"
+    return ""
 
 
 # -- topics ----------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Node:
     detour: tuple[int, int] | None = None
     """(port, advertised port) of a second listener: whoever asks on it is sent to the advertised port for all
     that follows. A test has a proxy there."""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    """Lines of server.properties that win over those below: a listener with TLS, for one."""
 
 
 def new_cluster_id() -> str:
@@ -81,4 +84,4 @@ def properties(
         listens, advertised = node.detour
         values["listeners"] = f"{values['listeners']},DETOUR://{bind}:{listens}"
         values["advertised.listeners"] = f"{values['advertised.listeners']},DETOUR://127.0.0.1:{advertised}"
-    return {key: str(value) for key, value in values.items()}
+    return {key: str(value) for key, value in {**values, **node.extra}.items()}
