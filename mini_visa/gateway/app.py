@@ -68,8 +68,10 @@ async def _connected(app: web.Application) -> AsyncIterator[None]:
     opening = asyncio.create_task(gateway.open_read_model())
     try:
         await gateway.exchange.start()
+        gateway.vigil.start(gateway.exchange.partitions)
         yield
     finally:
+        await gateway.vigil.stop()
         opening.cancel()
         await asyncio.gather(opening, return_exceptions=True)
         await gateway.exchange.stop()

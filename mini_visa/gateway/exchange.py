@@ -61,7 +61,8 @@ class Exchange:
         self.reply_partition = -1
         self._options = dict(client_options)
         self._gateway_id = gateway_id
-        self._partitions: dict[str, int] = {}
+        self.partitions: dict[str, int] = {}
+        """Of each needed topic, once connected."""
         self._waiting: dict[str, asyncio.Future[Answer]] = {}
         self._producer: AIOKafkaProducer | None = None
         self._consumer: AIOKafkaConsumer | None = None
@@ -93,7 +94,7 @@ class Exchange:
             missing = [name for name, partitions in counts.items() if not partitions]
             if missing:
                 raise TopicsMissing(f"the cluster has no {', '.join(missing)}: run `mini-visa topics apply`")
-            self._partitions = {name: len(partitions) for name, partitions in counts.items()}
+            self.partitions = {name: len(partitions) for name, partitions in counts.items()}
             self.reply_partition = self._gateway_id % len(counts[topics.GATEWAY_REPLIES.name])
             self._consumer = await self._new_consumer()
         except BaseException:
@@ -167,7 +168,7 @@ class Exchange:
             raise NotSent("the producer is being replaced")
         started = monotonic()
         key = command.account.encode()
-        partition = partition_of(key, self._partitions[topic.name])
+        partition = partition_of(key, self.partitions[topic.name])
         try:
             async with asyncio.timeout_at(deadline):
                 delivery: asyncio.Future[Any] = await producer.send(

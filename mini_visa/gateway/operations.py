@@ -31,6 +31,8 @@ async def readyz(call: Call) -> Reply:
         raise Problem(503, "shutting-down", "Shutting down.")
     if not await gateway.exchange.reachable(timeout_s=1.0):
         raise Problem(503, "not-ready", "No working connection to Kafka.")
+    if silent := gateway.vigil.silent():
+        raise Problem(503, "not-ready", silent)
     return Reply(orjson.dumps({"status": "ready"}))
 
 

@@ -23,6 +23,7 @@ from mini_visa.gateway.limits import RateLimit
 from mini_visa.gateway.metrics import Metrics
 from mini_visa.gateway.problems import Problem, busy, not_found
 from mini_visa.gateway.recent import Recent
+from mini_visa.gateway.vigil import Vigil
 from mini_visa.readmodel import DatabaseUnusable, ReadModel, SchemaNewer, SchemaOlder
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import Topic
@@ -52,6 +53,7 @@ class Gateway:
         self.settings = settings
         self.tokenizer = tokenizer
         self.exchange = exchange
+        self.vigil = Vigil(settings)
         self.access = access
         self.metrics = metrics
         self.openapi = openapi

@@ -1,0 +1,84 @@
+"""When is the gateway told that an authorization would find nobody at work?"""
+
+from __future__ import annotations
+
+import pytest
+from aiokafka.structs import TopicPartition
+
+from mini_visa import topics
+from mini_visa.gateway.vigil import GROUPS, Vigil
+from mini_visa.settings import Settings
+
+RISK, AUTHORIZATION = "test.risk.assess", "test.authorization.decide"
+SOURCE = {RISK: topics.CARD_REQUESTS.name, AUTHORIZATION: topics.ACCOUNT_COMMANDS.name}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def vigil(clock: Clock) -> Vigil:
+    made = Vigil(Settings(environment="test", gateway_deadline_s=5.0, tick_interval_s=1.0), clock)
+    made.watch(dict.fromkeys(GROUPS.values(), 2))
+    return made
+
+
+def see(vigil: Vigil, group: str, *positions: int) -> None:
+    """The group's positions by partition; -1: it has none."""
+    topic = SOURCE[group]
+    vigil.saw(group, {TopicPartition(topic, number): at for number, at in enumerate(positions) if at >= 0})
+
+
+def test_positions_that_were_there_before_prove_nothing(vigil):
+    see(vigil, RISK, 10, 20)
+    see(vigil, AUTHORIZATION, 30, 40)
+    assert vigil.silent() == "risk on card.requests/0 was not seen to work yet."
+
+
+def test_every_partition_of_both_must_move(vigil):
+    see(vigil, RISK, 10, 20)
+    see(vigil, AUTHORIZATION, 30, 40)
+    see(vigil, RISK, 11, 21)
+    see(vigil, AUTHORIZATION, 31, 40)
+    assert vigil.silent() == "authorization on account.commands/1 was not seen to work yet."
+    see(vigil, AUTHORIZATION, 31, 41)
+    assert vigil.silent() == ""
+
+
+def test_the_first_commit_of_a_new_group_is_a_move(vigil):
+    for group in SOURCE:
+        see(vigil, group, -1, -1)
+        see(vigil, group, 1, 1)
+    assert vigil.silent() == ""
+
+
+def test_a_partition_is_silent_when_what_began_with_the_silence_has_missed_its_deadline(vigil, clock):
+    for group in SOURCE:
+        see(vigil, group, 1, 1)
+        see(vigil, group, 2, 2)
+    clock.now += 7.0
+    assert vigil.silent() == "", "5 s of deadline, and two ticks of 1 s"
+    see(vigil, RISK, 3, 3)
+    see(vigil, AUTHORIZATION, 3, 2)
+    clock.now += 0.1
+    assert vigil.silent() == "authorization on account.commands/1 has not worked for 7 s."
+    see(vigil, AUTHORIZATION, 3, 3)
+    assert vigil.silent() == ""
+
+
+def test_nothing_seen_any_more_is_silence_too(vigil, clock):
+    for group in SOURCE:
+        see(vigil, group, 1, 1)
+        see(vigil, group, 2, 2)
+    clock.now += 60.0
+    assert vigil.silent() != ""
