@@ -156,11 +156,17 @@ def demo(
 
 
 @app.command(rich_help_panel=RUN)
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="First write the markers that hanging transactions lack, as decided."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Check this machine and the cluster, and say what to do. Exit code 1 when something fails."""
     from mini_visa.doctor import Verdict, examine
 
-    checks = asyncio.run(examine(settings()))
+    checks = asyncio.run(examine(settings(), repair=repair))
     if as_json:
         print_json([asdict(check) for check in checks])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mini_visa import kafka, topics
+from mini_visa import kafka, topics, transactions
 from mini_visa.broker import BrokerError, jars
 from mini_visa.broker.wire import is_free
 from mini_visa.settings import Settings
@@ -43,8 +44,11 @@ class Check:
     remedy: str = ""
 
 
-async def examine(settings: Settings) -> list[Check]:
-    """Every check, those of the machine first."""
+async def examine(settings: Settings, *, repair: bool = False) -> list[Check]:
+    """Every check, those of the machine first. `repair`: first mend what can be mended without a choice."""
+    if repair:
+        with contextlib.suppress(BrokerError):  # then there is a check that says so
+            await transactions.finish(settings, await transactions.hanging(settings))
     checks = list(_machine(settings))
     checks += [check async for check in _cluster(settings)]
     return checks
@@ -165,6 +169,7 @@ async def _cluster(settings: Settings) -> AsyncIterator[Check]:
         return
     yield Check("broker", Verdict.OK, f"{settings.broker}: answers at {servers}")
     yield _topics(settings, found)
+    yield await _transactions(settings)
     yield _dead_letters(found)
     for check in await _lag(settings):
         yield check
@@ -189,6 +194,24 @@ def _topics(settings: Settings, found: dict[str, kafka.TopicStatus]) -> Check:
     if wrong:
         return Check("topics", Verdict.FAIL, "; ".join(wrong), "`mini-visa topics apply`")
     return Check("topics", Verdict.OK, f"all {len(kafka.plans(settings))} there, configured as declared")
+
+
+async def _transactions(settings: Settings) -> Check:
+    """Kafka loses a transaction's marker when a single broker is shut down at the wrong moment."""
+    found = await transactions.hanging(settings)
+    if not found:
+        return Check("transactions", Verdict.OK, "none hangs")
+    listed = "; ".join(map(str, found))
+    if any(hung.decision is transactions.Decision.UNKNOWN for hung in found):
+        remedy = (
+            "those of which nothing is known: `kafka-transactions.sh abort` with topic, partition and start "
+            "offset; the others: `mini-visa doctor --repair`"
+        )
+    else:
+        remedy = (
+            "`mini-visa doctor --repair` writes the markers that are missing; services go on by themselves"
+        )
+    return Check("transactions", Verdict.FAIL, listed, remedy)
 
 
 def _dead_letters(found: dict[str, kafka.TopicStatus]) -> Check:
