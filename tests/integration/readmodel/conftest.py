@@ -14,8 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from postgresql import postgresql, postgresql_binaries, postgresql_database  # noqa: F401 - fixtures
 
-from mini_visa import topics
-from mini_visa.kafka import admin
+from mini_visa.kafka import admin, apply_topics, dead_letters_plan
 from mini_visa.readmodel import Database, ReadModel
 from mini_visa.readmodel.apply import Applier, Batch
 from mini_visa.readmodel.digest import digest
@@ -195,17 +194,9 @@ async def world(
         settings_for(broker, database_url=database_url, partitions=PARTITIONS), prefix=f"{environment}."
     )
     await made.create(made.events, made.alerts)
-    await _dead_letters(made)
+    await apply_topics(made.settings, [dead_letters_plan(made.settings, "projection")])
     yield made
     await made.delete(made.events, made.alerts)
-
-
-async def _dead_letters(world: World) -> None:
-    with contextlib.suppress(AssertionError):
-        client = AIOKafkaAdminClient(bootstrap_servers=world.bootstrap)
-        await client.start()
-        await client.create_topics([NewTopic(topics.dead_letters("projection"), PARTITIONS, 1)])
-        await client.close()
 
 
 @pytest.fixture

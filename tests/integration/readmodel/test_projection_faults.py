@@ -8,11 +8,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import warm
+from aiohttp import ClientError, ClientSession
 from postgresql import fresh_postgresql  # noqa: F401 - a fixture
 
 from mini_visa import topics
@@ -21,6 +21,7 @@ from mini_visa.kafka import apply_topics
 from mini_visa.readmodel import Database, ReadModel
 from mini_visa.readmodel.projector import ProjectionStopped
 from mini_visa.readmodel.testing import EventLog, random_log
+from mini_visa.supervisor.ports import free_port
 
 from .conftest import PARTITIONS, World, digest_of
 
@@ -124,14 +125,25 @@ class Service:
             "MINI_VISA_BROKER": settings.broker,
             "MINI_VISA_DATABASE_URL": settings.database_url,
             "MINI_VISA_SESSION_TIMEOUT_S": "6",
+            "MINI_VISA_WEB_PORT": str(free_port()),
         }
         self.log = log
-        self.process: subprocess.Popen[Any] | None = None
+        self.process: warm.Warm | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        with self.log.open("ab") as log:
-            command = [Path(sys.executable).with_name("mini-visa"), "worker", "projection"]
-            self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        self.process = warm.start(
+            "mini_visa.cli", ["worker", "projection"], environment=self.environment, log=self.log
+        )
+
+    async def ready(self) -> None:
+        url = f"http://127.0.0.1:{self.environment['MINI_VISA_WEB_PORT']}/readyz"
+        async with asyncio.timeout(60), ClientSession() as http:
+            while True:
+                assert self.process is not None and self.process.poll() is None, self.log.read_text()
+                with contextlib.suppress(ClientError):
+                    if (await http.get(url)).status == 200:
+                        return
+                await asyncio.sleep(0.05)
 
     def stop(self, how: signal.Signals) -> int:
         assert self.process is not None
@@ -177,6 +189,7 @@ async def test_the_service_killed_under_load_leaves_every_event_once(service_wor
         enough.set()
         await paying
         service.start()
+        await service.ready()
         await world.applied(read_model)
         assert service.stop(signal.SIGTERM) == 0, service.log.read_text()[-2000:]
     finally:
