@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test unit integration bench peers lint format types docs lock clean
+.PHONY: help setup demo up test unit integration images compose containers bench peers lint format types docs lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this help
@@ -36,9 +36,19 @@ unit: setup ## Tests without a broker
 integration: setup ## Tests on a real broker
 	$(BIN)/pytest tests/integration $(ARGS)
 
+images: setup ## The container images
+	@docker/build
+
+compose: images ## The whole system in containers, until Ctrl-C
+	@docker/machine compose -f docker/compose.yaml up $(ARGS)
+
+containers: setup ## Tests on real containers; starts a Docker engine of its own where none runs
+	$(BIN)/pytest tests/containers $(ARGS)
+
 lint: setup ## Style and likely mistakes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/hadolint docker/*Dockerfile
 
 format: setup ## Bring the style in order
 	$(BIN)/ruff format .
@@ -57,11 +67,12 @@ peers: setup ## One workload on other systems beside ours: PEERS="mini-visa kstr
 	$(BIN)/python -m tests.bench peers $(if $(PEERS),--peers "$(PEERS)") $(if $(N),--records $(N)) \
 	    $(if $(REPS),--reps $(REPS)) $(if $(OUT),--out "$(OUT)") $(ARGS)
 
-lock: setup ## Resolve the dependencies anew into requirements.lock (UPGRADE=1: to the newest)
+COMPILE := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+lock: setup ## Resolve the dependencies anew into the locks (UPGRADE=1: to the newest)
 	@command -v $(BIN)/uv >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
-	    --no-emit-index-url --no-emit-find-links --no-annotate --no-header \
-	    $(if $(UPGRADE),--upgrade) pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) $(if $(UPGRADE),--upgrade) --extra dev pyproject.toml --output-file requirements.lock
+	$(BIN)/uv pip compile $(COMPILE) --constraint requirements.lock pyproject.toml --output-file docker/requirements.lock
+	echo setuptools | $(BIN)/uv pip compile $(COMPILE) --constraint requirements.lock - --output-file docker/build.lock
 
 clean: ## Remove what was built here (the system's data in MINI_VISA_HOME stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports

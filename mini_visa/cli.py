@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from http import HTTPStatus
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -526,6 +527,26 @@ def accounts_open(
     }
     account = _client(url, api_key).post("/accounts", {key: value for key, value in body.items() if value})
     print_json(account) if as_json else _show(account)
+
+
+@account_commands.command("open-test-cards")
+def accounts_open_test_cards(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: Json = False) -> None:
+    """Open an account for each of the usual test cards, as `mini-visa demo` does. Again: does nothing."""
+    from mini_visa.demo.cards import TEST_CARD_LIMIT, TEST_CARDS
+    from mini_visa.http_client import Refused
+
+    opened = []
+    for pan in TEST_CARDS:
+        body = {"request_id": _new_request_id(), "pan": pan, "limit": TEST_CARD_LIMIT}
+        try:
+            opened.append(_client(url, api_key).post("/accounts", body))
+        except Refused as refused:
+            if refused.status != HTTPStatus.CONFLICT:  # it is there already
+                raise
+    if as_json:
+        print_json(opened)
+    else:
+        out().print(f"{len(opened)} accounts opened, {len(TEST_CARDS) - len(opened)} were there.")
 
 
 @account_commands.command("show")

@@ -1,16 +1,19 @@
 """Every setting, its unit, its default and what it is for. One page to read.
 
-Each is an environment variable with the prefix MINI_VISA_ (``MINI_VISA_PARTITIONS=24``).
+Each is an environment variable with the prefix MINI_VISA_ (``MINI_VISA_PARTITIONS=24``), or a file of that
+name in lower case in /run/secrets (``mini_visa_database_url``), where containers are given what is secret.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SECRETS: Final = Path("/run/secrets")
 
 
 def _default_home() -> Path:
@@ -20,7 +23,12 @@ def _default_home() -> Path:
 class Settings(BaseSettings):
     """Units are last in a name: _s seconds, _ms milliseconds, _bytes bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="MINI_VISA_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MINI_VISA_",
+        extra="ignore",
+        frozen=True,
+        secrets_dir=SECRETS if SECRETS.is_dir() else None,
+    )
 
     # -- where ---------------------------------------------------------------------------------
     home: Path = Field(default_factory=_default_home)

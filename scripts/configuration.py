@@ -18,6 +18,8 @@ PREFACE = """# Configuration
 
 Every setting is an environment variable. Names end with their unit: `_s` seconds, `_ms` milliseconds,
 `_h` hours, `_bytes` bytes. A wrong value stops the program at its start, with the variable's name.
+A container may be given what is secret as a file instead: `/run/secrets/mini_visa_database_url` is
+`MINI_VISA_DATABASE_URL`. A variable counts before a file.
 
 This page is written by `make docs` from `mini_visa/settings.py`; a test compares the two.
 """

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from mini_visa import cli
+from mini_visa.demo.cards import TEST_CARDS
 from mini_visa.settings import settings
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,15 @@ class TestHelp:
         for path, command in _all_commands():
             if path not in services:
                 assert any("--json" in parameter.opts for parameter in command.params), path
+
+
+class TestTestCards:
+    def test_every_test_card_gets_an_account_and_one_that_is_there_is_as_good(self, run, gateway):
+        url, calls = gateway
+        ran = run("accounts", "open-test-cards", "--url", url)
+        assert (ran.code, ran.out) == (0, f"{len(TEST_CARDS)} accounts opened, 0 were there.\n")
+        assert [call["body"]["pan"] for call in calls] == list(TEST_CARDS)
+        assert len({call["body"]["request_id"] for call in calls}) == len(TEST_CARDS)
 
 
 class TestErrors:
