@@ -1,7 +1,11 @@
-"""A soak with random faults: workers are killed, frozen, made to fail at any step, join, leave and lose their
-disks under load; in the end every output, row, progress record and offset is reckoned to the record.
+"""A soak with random faults: workers are killed, frozen, blocked, made to fail at any step, join, leave and
+lose their disks under load, while every output is compared with what its item must lead to. In the end
+outputs, rows, progress and offsets are reckoned to the record.
 
-    python -m tests.integration.kernel.soak --broker 127.0.0.1:9092 --minutes 30 --rate 3000
+    python -m tests.integration.kernel.soak --minutes 30
+
+starts a broker of its own, says how far it is, and writes a report in JSON. Memory does not grow with time:
+what is compared is forgotten.
 """
 
 from __future__ import annotations
@@ -9,23 +13,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, defaultdict, deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aiokafka.structs import TopicPartition
+import msgspec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from laboratory import Laboratory, Worker, fold, reckon
+from apps import Item
+from laboratory import Laboratory, Worker, fold
+from watch import Commit, Tail, moves, silences, summary
+
+from mini_visa.broker import EmbeddedBroker
+from mini_visa.settings import Settings
 
 STEPS = (
     "handled", "begin", "produced", "offsets", "commit_sent", "committed", "stored", "fenced", "restored"
@@ -33,133 +43,297 @@ STEPS = (
 ENDS = (0, 70, -9, -15)
 """Stopped, poisoned, killed, and stopped before the interpreter had come to its signal handlers."""
 INSTANCES = ("a", "b", "c")
-OPTIONS = {"session_timeout_s": 6, "batch_records_max": 500, "transaction_timeout_s": 6}
+PARTITIONS = 6
+KEYS = 997
+RECORDS_MAX = 300
+"""Of a partition at a time: they fit into a record batch of the producer's default size."""
+SESSION_S = 6
+OPTIONS = {"session_timeout_s": SESSION_S, "batch_records_max": 500, "transaction_timeout_s": 6}
+
+
+class Check:
+    """One partition's items, outputs and changelog, compared as they come."""
+
+    def __init__(self, laboratory: Laboratory, partition: int) -> None:
+        self.partition = partition
+        self._items = Tail(laboratory, laboratory.items, partition)
+        self._seen = Tail(laboratory, laboratory.seen, partition)
+        self._changelog = Tail(laboratory, laboratory.changelog(), partition)
+        self._waiting: deque[Any] = deque()
+        self._decode = msgspec.json.Decoder(Item).decode
+        self._rows: dict[bytes, tuple[int, int]] = {}
+        self._kept: dict[bytes, Any] = {}
+        """The changelog's last record of each key."""
+        self.counts: Counter[str] = Counter()
+        self.silences: list[tuple[float, float]] = []
+        """From the last commit of one owner to the first of the next: (beginning, seconds)."""
+        self._last: list[Commit] = []
+
+    async def follow(self) -> None:
+        """Compare what is committed by now."""
+        while seen := await self._seen.more():
+            self._seen.commits.clear()
+            for record in seen:
+                expected = await self._next_output()
+                got = (record.key, record.value)
+                assert got == expected, (
+                    f"partition {self.partition}, output {self.counts['outputs']}: {got}, not {expected}"
+                )
+                self.counts["outputs"] += 1
+        while changes := await self._changelog.more():
+            self.counts["changelog records"] += len(changes)
+            for record in changes:
+                self._kept[record.key] = record
+        new, self._changelog.commits = self._changelog.commits, []
+        self.counts["batches"] += len(new)
+        self.silences += silences([*self._last, *new])
+        self._last = new[-1:] or self._last
+
+    async def finish(self) -> None:
+        """Nothing is under way any more: everything must be there, and equal."""
+        await self.follow()
+        missing = await self._next_output(last=True)
+        assert missing is None, f"partition {self.partition}: {missing} is missing, and maybe more"
+        rows, progress = fold(self._kept.values())
+        assert rows == self._rows, f"partition {self.partition}: rows differ"
+        assert progress is not None and progress.next_offset == self._items.position, progress
+        self.counts["rows"] = len(rows)
+
+    async def _next_output(self, last: bool = False) -> tuple[bytes, bytes] | None:
+        """The output that the items from here on lead to next, told in the plainest way."""
+        while True:
+            if not self._waiting:
+                self._waiting.extend(await self._items.more())
+                if not self._waiting:
+                    assert last, f"partition {self.partition}: an output without an item"
+                    return None
+            record = self._waiting.popleft()
+            self.counts["items"] += 1
+            item = self._decode(record.value)
+            if item.do == "delete":
+                self._rows.pop(record.key, None)
+            elif not item.do:
+                count, total = self._rows.get(record.key, (0, 0))
+                self._rows[record.key] = count, total = count + 1, total + item.number
+                return record.key, b'{"number":%d,"count":%d,"total":%d}' % (item.number, count, total)
 
 
 class Soak:
-    def __init__(self, laboratory: Laboratory, seed: int, rate: int) -> None:
+    def __init__(self, laboratory: Laboratory, seed: int, rate: int, every_s: float) -> None:
         self.laboratory = laboratory
         self.random = random.Random(seed)
         self.rate = rate
+        self.every_s = every_s
         self.running: dict[str, Worker] = {}
         self.did: Counter[str] = Counter()
+        self.events: list[tuple[float, str]] = []
+        """When what was done, by the clock."""
         self.written = 0
+        self.enough = asyncio.Event()
+        self.checks = [Check(laboratory, partition) for partition in range(laboratory.partitions)]
 
-    async def load(self, until: float) -> None:
-        """About `rate` items a second, some of them refused by the handler."""
-        step = max(1, self.rate // 10)
-        while time.monotonic() < until:
-            began = time.monotonic()
-            first = self.written
-            await self.laboratory.put(
-                range(first, first + step), key=lambda number: b"key-%d" % (number % 997)
-            )
-            if first % 7 == 0:
-                await self.laboratory.put([first], do=self.random.choice(("impossible", "delete", "nothing")))
-            self.written = first + step
-            await asyncio.sleep(max(0.0, 0.1 - (time.monotonic() - began)))
+    # -- load ------------------------------------------------------------------------------------
+
+    async def load(self, seconds: float, records_min: int) -> None:
+        """`rate` items a second on the average, in record batches made here: a slow moment is made up for.
+        Ends after `seconds`, but not before `records_min` are written."""
+        producer = await self.laboratory.producer()
+        partitions = self.laboratory.partitions
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < seconds or self.written < records_min:
+            due = int(passed * self.rate)
+            batches = [producer.create_batch() for _ in range(partitions)]
+            upto = min(due, self.written + RECORDS_MAX * partitions)
+            for number in range(self.written, upto):
+                key = number % KEYS
+                batch = batches[key % partitions]
+                added = batch.append(key=b"key-%d" % key, value=item(number), timestamp=None)
+                assert added is not None, "RECORDS_MAX are too many for a record batch"
+            waiting = [
+                await producer.send_batch(batch, self.laboratory.items, partition=partition)
+                for partition, batch in enumerate(batches)
+                if batch.record_count()
+            ]
+            await asyncio.gather(*waiting)
+            self.written = upto
+            if upto == due:
+                await asyncio.sleep(0.1)
+        self.enough.set()
+
+    # -- disturbances ----------------------------------------------------------------------------
 
     def start(self, instance: str) -> None:
         """Start or restart a worker: sometimes with a fault to come, sometimes with its disk lost."""
         fault = ""
-        if self.random.random() < 0.6:
-            action = self.random.choice(("kill", "kill", "raise", "delay=1"))
-            fault = f"{self.random.choice(STEPS)}:{action}:{self.random.randrange(1, 60)}"
+        if self.random.random() < 0.5:
+            action = self.random.choice(("kill", "kill", "raise", "delay=1", f"block={SESSION_S + 3}"))
+            step = self.random.choice(STEPS)
+            upto = 2 if step in ("fenced", "restored") else 200 * self.every_s
+            fault = f"{step}:{action}:{int(self.random.uniform(1, upto))}"
         if self.random.random() < 0.2:
-            self.did["disk lost"] += 1
+            self.note("disk lost")
             shutil.rmtree(self.laboratory.home / instance, ignore_errors=True)
-        self.did[f"started{' to ' + fault.split(':')[1].split('=')[0] if fault else ''}"] += 1
+        self.note("join")
+        if fault:
+            self.did[f"armed to {fault.split(':')[1].split('=')[0]}"] += 1
         self.running[instance] = self.laboratory.worker(
             instance=instance, home=instance, fault=fault, **OPTIONS
         )
 
-    async def disturb(self, until: float, every_s: float) -> None:
-        while time.monotonic() < until:
-            await asyncio.sleep(self.random.uniform(0.5, 1.5) * every_s)
-            for instance, worker in list(self.running.items()):
-                code = worker.process.poll()
-                if code is not None:
-                    assert code in ENDS, f"{instance} ended with {code}:\n{worker.log}"
-                    self.start(instance)
-            instance = self.random.choice(INSTANCES)
-            worker = self.running.get(instance)
-            match self.random.choice(("kill", "stop", "freeze", "nothing")):
-                case _ if worker is None:
-                    self.start(instance)
-                case "kill":
-                    self.did["killed"] += 1
-                    await worker.kill()
-                case "stop" if len(self.running) > 1:
-                    self.did["stopped"] += 1
-                    code = await worker.stop()
-                    assert code in ENDS, f"{instance} ended with {code}:\n{worker.log}"
-                    del self.running[instance]
-                case "freeze":
-                    self.did["frozen"] += 1
-                    worker.freeze()
-                    await asyncio.sleep(self.random.choice((1.0, 9.0)))
-                    worker.thaw()
+    def note(self, what: str) -> None:
+        self.did[what] += 1
+        self.events.append((time.time(), what))
 
-    async def settle(self) -> None:
-        """No more faults: one healthy worker finishes everything."""
+    def _ended(self, instance: str, worker: Worker) -> None:
+        code = worker.process.returncode
+        assert code in ENDS, f"{instance} ended with {code}:\n{worker.log}"
+        self.did[f"exit {code}"] += 1
+
+    def notice_deaths(self) -> None:
+        for instance, worker in list(self.running.items()):
+            if worker.process.poll() is not None:
+                self.note("fault")
+                self._ended(instance, self.running.pop(instance))
+
+    async def disturb(self) -> None:
+        """Every `every_s`, about: somebody who is not there joins, or somebody leaves or is disturbed."""
+        while True:
+            await asyncio.sleep(self.random.uniform(0.75, 1.25) * self.every_s)
+            if self.enough.is_set():
+                return
+            self.notice_deaths()
+            absent = [instance for instance in INSTANCES if instance not in self.running]
+            if absent and (not self.running or self.random.random() < 0.6):
+                self.start(self.random.choice(absent))
+                continue
+            instance = self.random.choice(sorted(self.running))
+            what = self.random.choice(("kill", "kill and restart", "stop", "freeze", "doze"))
+            self.note(what)
+            if what in ("freeze", "doze"):
+                worker = self.running[instance]
+                worker.freeze()
+                await asyncio.sleep(SESSION_S + 3 if what == "freeze" else 1)
+                worker.thaw()
+                continue
+            worker = self.running.pop(instance)
+            await (worker.stop() if what == "stop" else worker.kill())
+            self._ended(instance, worker)
+            if what == "kill and restart":
+                self.start(instance)
+
+    # -- checking --------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Compare all the time, and say how far it is."""
+        began = said = time.monotonic()
+        while not self.enough.is_set():
+            now = time.monotonic()
+            for check in self.checks:
+                await check.follow()
+            self.notice_deaths()
+            if now - said > max(self.every_s, 5):
+                said = now
+                checked = sum(check.counts["outputs"] for check in self.checks)
+                print(
+                    f"{now - began:7.0f} s  {self.written:>10,} written  {checked:>10,} outputs compared  "
+                    f"workers {' '.join(sorted(self.running)) or '-':6}  "
+                    f"{self.events[-1][1] if self.events else ''}",
+                    flush=True,
+                )
+            await asyncio.sleep(1)
+
+    async def settle(self) -> Worker:
+        """No more faults: one healthy worker finishes everything, and stops in order."""
+        self.events.append((time.time(), "the end"))
         for worker in self.running.values():
             if worker.process.poll() is None:
                 await worker.kill()
         worker = self.laboratory.worker(instance="a", home="a", **OPTIONS)
-        deadline = time.monotonic() + 300
-        while await self.laboratory.committed() != await self.laboratory.ends():
-            assert worker.process.poll() is None, worker.log
-            assert time.monotonic() < deadline, worker.log
-            await asyncio.sleep(0.5)
+        await worker.says("acquired", times=self.laboratory.partitions)
+        await self.laboratory.done(worker)
         assert await worker.stop() == 0, worker.log
+        return worker
 
-    async def reckon(self) -> dict[str, int]:
-        """Raises AssertionError unless everything agrees; counts of what was compared."""
+    async def run(self, seconds: float, records_min: int) -> dict[str, Any]:
+        for instance in INSTANCES[:2]:
+            self.start(instance)
+        began = time.monotonic()
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self.load(seconds, records_min), self.disturb(), self.follow())
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self.settle()
+        for check in self.checks:
+            await check.finish()
+        return self.report(time.monotonic() - began)
+
+    # -- report ----------------------------------------------------------------------------------
+
+    def report(self, seconds: float) -> dict[str, Any]:
         counts: Counter[str] = Counter()
-        for partition in range(self.laboratory.partitions):
-            items = [record async for record in self.records(self.laboratory.items, partition)]
-            rows, outputs = reckon(items)
-            counts["items"] += len(items)
-            position = 0
-            async for record in self.records(self.laboratory.seen, partition):
-                got = (record.key, json.loads(record.value))
-                assert position < len(outputs), f"{partition}: one output too many: {got}"
-                assert got == outputs[position], f"{partition}: {got}, not {outputs[position]}, at {position}"
-                position += 1
-            assert position == len(outputs), f"{partition}: {len(outputs) - position} outputs are missing"
-            counts["outputs"] += position
-            changelog = [record async for record in self.records(self.laboratory.changelog(), partition)]
-            found, progress = fold(changelog)
-            assert found == rows, f"{partition}: rows differ"
-            assert progress is not None and progress.next_offset == items[-1].offset + 1
-            counts["rows"] += len(rows)
-            counts["changelog records"] += len(changelog)
-        return dict(counts)
+        silences: dict[str, list[float]] = defaultdict(list)
+        for check in self.checks:
+            counts.update(check.counts)
+            for began, silent in check.silences:
+                silences["all"].append(silent)
+                silences[self._cause(began, began + silent)].append(silent)
+        moved = moves(self.laboratory.workers)
+        did = self.did
+        return {
+            "seconds": round(seconds, 1),
+            "load_average": round(os.getloadavg()[1], 1),
+            "partitions": self.laboratory.partitions,
+            "compared": dict(sorted(counts.items())),
+            "joins": did["join"],
+            "leaves": did["stop"] + did["kill"] + did["kill and restart"] + did["fault"],
+            "kills": did["exit -9"],
+            "did": dict(sorted(did.items())),
+            "rebalances": len(moved),
+            "partitions_moved_per_rebalance": summary(moved),
+            "silence_s": {cause: summary(each) for cause, each in sorted(silences.items())},
+        }
 
-    async def records(self, topic: str, partition: int) -> AsyncIterator[Any]:
-        wire = await self.laboratory.wire()
-        target = TopicPartition(topic, partition)
-        position, end = await wire.bounds(target)
-        while position < end:
-            chunk = await wire.fetch(target, position, bytes_max=1 << 20, wait_ms=100)
-            position = chunk.next_offset
-            for record in chunk.records:
-                yield record
+    def _cause(self, began: float, ended: float) -> str:
+        """What was done last before or in this silence."""
+        before = [what for when, what in self.events if when <= ended and what != "disk lost"]
+        inside = [what for when, what in self.events if began - 1 <= when <= ended and what != "disk lost"]
+        return inside[0] if inside else f"after {before[-1]}" if before else "start"
+
+
+def item(number: int) -> bytes:
+    """Most are counted; some delete their row, some are refused, some do nothing."""
+    match number % 100:
+        case 13:
+            return b'{"number":%d,"do":"delete"}' % number
+        case 57:
+            return b'{"number":%d,"do":"impossible"}' % number
+        case 91:
+            return b'{"number":%d,"do":"nothing"}' % number
+    return b'{"number":%d}' % number
 
 
 async def soak(
-    broker: str, seconds: float, rate: int, every_s: float, seed: int, home: Path
-) -> dict[str, int]:
-    """Run it; the counts of what was done and compared."""
+    broker: str,
+    *,
+    seconds: float,
+    rate: int,
+    every_s: float,
+    seed: int,
+    home: Path,
+    records_min: int = 0,
+) -> dict[str, Any]:
+    """Run it; the report. Raises AssertionError at the first record that is not as it must be."""
     laboratory = Laboratory(broker, f"soak-{secrets.token_hex(4)}", home)
     try:
-        await laboratory.create_topics(partitions=4)
-        run = Soak(laboratory, seed, rate)
-        run.start("a")
-        until = time.monotonic() + seconds
-        await asyncio.gather(run.load(until), run.disturb(until, every_s))
-        await run.settle()
-        return {**run.did, **await run.reckon()}
+        await laboratory.create_topics(partitions=PARTITIONS)
+        await laboratory.create_topic(laboratory.changelog(), partitions=PARTITIONS, cleanup_policy="compact")
+        return {"seed": seed, **await Soak(laboratory, seed, rate, every_s).run(seconds, records_min)}
     finally:
         await laboratory.close()
 
@@ -168,21 +342,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--broker", required=True, help="HOST:PORT")
+    parser.add_argument("--broker", help="HOST:PORT; by default one is started")
     parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--rate", type=int, default=3_000, help="items a second")
-    parser.add_argument("--every", type=float, default=4.0, help="seconds between disturbances, about")
+    parser.add_argument("--records", type=int, default=0, help="go on until so many items are written")
+    parser.add_argument("--rate", type=int, default=3_500, help="items a second")
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between disturbances, about")
     parser.add_argument("--seed", type=int, default=None, help="of the disturbances; a new one by default")
+    parser.add_argument("--report", type=Path, default=Path("reports/soak.json"), help="where to write it")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else secrets.randbelow(1 << 32)
     print(f"seed {seed}", flush=True)
-    with tempfile.TemporaryDirectory() as home:
-        counts = asyncio.run(
-            soak(options.broker, options.minutes * 60, options.rate, options.every, seed, Path(home))
-        )
-    for name, count in sorted(counts.items()):
-        print(f"{count:>12,} {name}")
-    print("everything agrees")
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        own = None
+        if options.broker is None:
+            own = EmbeddedBroker(home / "broker", libs_cache=Settings().home / "broker")
+            own.start()
+        try:
+            report = asyncio.run(
+                soak(
+                    options.broker or str(own and own.address),
+                    seconds=options.minutes * 60,
+                    records_min=options.records,
+                    rate=options.rate,
+                    every_s=options.every,
+                    seed=seed,
+                    home=home,
+                )
+            )
+        finally:
+            if own is not None:
+                own.stop()
+    report = {"began": datetime.now(UTC).isoformat(timespec="seconds"), **report}
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    options.report.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    print(f"everything agrees; the report is in {options.report}")
 
 
 if __name__ == "__main__":
