@@ -21,7 +21,7 @@ from laboratory import WAIT_S, Laboratory
 
 from mini_visa.kafka import client_options
 from mini_visa.settings import Settings
-from mini_visa.streams import ownership
+from mini_visa.streams import faults, ownership
 from mini_visa.streams.commit import Transactions
 from mini_visa.streams.ownership import TRANSITIONS, Ownership, Plan, State
 from mini_visa.streams.poison import Fatal
@@ -229,6 +229,50 @@ async def test_an_acquisition_can_be_given_up_half_way(bench: Bench) -> None:
     await bench.until(lambda: owner.next_offset == 10)
     await lab.expect_exact()
     assert not bench.failures
+
+
+# -- a commit that is cancelled ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step", ["handled", "begin", "produced", "offsets", "commit_sent", "committed", "stored"]
+)
+async def test_a_commit_cancelled_from_outside_is_still_one_with_its_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Point 2: cancelling whoever waits for a commit stops neither the commit nor the write after it. Before
+    it is begun, it stops all of it. The partition is not gone on with either way."""
+    lab = bench.laboratory
+    plan = await bench.plan()
+    owner = Ownership(plan, 0, bench.failures)
+    done = asyncio.Event()
+
+    async def reach(reached: str) -> None:
+        if reached == step:
+            owner._tasks[1].cancel()  # the one that runs batches; the first fetches
+            await asyncio.sleep(0.05)
+        if reached == "stored":
+            done.set()
+
+    monkeypatch.setattr(faults, "ARMED", {step: None})
+    monkeypatch.setattr(faults, "reach", reach)
+    await lab.put(range(100))
+    await owner.acquire(lambda: True)
+    assert "cancelled from outside" in str(await bench.failures.arrive())
+    assert owner.state is State.POISONED
+    assert owner._store is not None and owner._transactions is not None
+    if step != "handled":
+        await asyncio.wait_for(done.wait(), WAIT_S)
+    await asyncio.sleep(0.1)
+    progress = owner._store.progress()
+    assert (progress and progress.next_offset) == (None if step == "handled" else 100)
+    await lab.expect_exact(committed=step != "handled")
+    for task in owner._tasks:  # what the end of the process would do
+        task.cancel()
+    await asyncio.gather(*owner._tasks, return_exceptions=True)
+    await owner._transactions.stop()
+    await owner._wire.stop()
+    owner._store.close()
 
 
 # -- restore -----------------------------------------------------------------------------------------

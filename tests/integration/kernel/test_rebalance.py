@@ -32,35 +32,6 @@ def never_forgotten(worker: Worker) -> bool:
     return "had forgotten this member" not in worker.log
 
 
-@pytest.mark.slow
-async def test_workers_join_and_leave_under_load_and_nothing_is_lost_or_doubled(
-    laboratory: Laboratory,
-) -> None:
-    """Points 10, 11, 12: one worker, two, three, one; partitions are kept where they can be."""
-    await laboratory.create_topics(partitions=4)
-    enough = asyncio.Event()
-    load = asyncio.create_task(keep_putting(laboratory, enough))
-    options = {"session_timeout_s": SESSION_S, "batch_records_max": 100}
-    first = laboratory.worker(instance="a", home="a", **options)
-    await first.says("acquired", times=4)
-    second = laboratory.worker(instance="b", home="b", **options)
-    await second.says("acquired", times=2)
-    # Sticky: the first keeps two without acquiring them again.
-    assert first.log.count("acquired") == 4
-    third = laboratory.worker(instance="c", home="c", **options)
-    await third.says("acquired", times=1)
-    assert await second.stop() == 0
-    assert await third.stop() == 0
-    await first.says("partitions [0, 1, 2, 3]", times=2)
-    await asyncio.sleep(1)
-    enough.set()
-    assert await load > 0
-    await laboratory.done(first)
-    assert await first.stop() == 0
-    await laboratory.expect_exact()
-    assert never_forgotten(first)
-
-
 @pytest.mark.parametrize("fault", ["produced:delay=1.5:*", "fenced:delay=2:*", "handled:delay=1:*"])
 async def test_a_slow_step_across_a_rebalance_repeats_and_loses_nothing(
     laboratory: Laboratory, fault: str
@@ -117,34 +88,6 @@ async def test_a_second_worker_may_join_during_a_long_restore(laboratory: Labora
     await laboratory.put(range(200, 300))
     await laboratory.done()
     assert never_forgotten(slow) and slow.process.poll() is None
-    await laboratory.expect_exact()
-
-
-@pytest.mark.slow
-async def test_a_worker_frozen_beyond_its_session_does_no_harm_when_it_wakes(
-    laboratory: Laboratory,
-) -> None:
-    """Points 13, 9: it is fenced. It ends or joins again; it never commits for a partition it lost."""
-    await laboratory.create_topics(partitions=2)
-    options = {"session_timeout_s": SESSION_S, "batch_records_max": 50}
-    frozen = laboratory.worker(instance="a", home="a", **options)
-    await frozen.says("acquired", times=2)
-    enough = asyncio.Event()
-    load = asyncio.create_task(keep_putting(laboratory, enough))
-    await asyncio.sleep(1)
-    frozen.freeze()
-    other = laboratory.worker(instance="b", home="b", **options)
-    await other.says("acquired", times=2, timeout_s=90)
-    await asyncio.sleep(1)
-    frozen.thaw()
-    await asyncio.sleep(4)
-    enough.set()
-    await load
-    if frozen.process.poll() is None:
-        await frozen.says("had forgotten this member")
-    else:
-        assert frozen.process.returncode == EXIT_POISONED
-    await laboratory.done()
     await laboratory.expect_exact()
 
 
