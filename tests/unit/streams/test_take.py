@@ -1,0 +1,95 @@
+"""How large a batch is: what has arrived, within bounds of records, of bytes and of the handler's time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from counting import ITEMS, Item, count
+
+from mini_visa.settings import Settings
+from mini_visa.streams.ownership import HANDLER_S_MAX, Ownership, Plan
+from mini_visa.streams.processor import BatchResult, Record
+from mini_visa.streams.store import Identity
+from mini_visa.streams.wire import Chunk
+
+
+def owner(tmp_path: Path, **settings: Any) -> Ownership:
+    plan = Plan(
+        processor=count,
+        service="s",
+        group="e.s.count",
+        changelog="e.s.count.changelog",
+        dead_letters="s.dead-letters",
+        partition_counts={"items": 4, "seen": 4, "replies": 3},
+        identity=Identity("cluster", bytes(16), bytes(16)),
+        state=tmp_path,
+        settings=Settings(home=tmp_path, **settings),
+        client_options={"bootstrap_servers": "nowhere:1"},
+    )
+    return Ownership(plan, 0, lambda where, error: pytest.fail(f"{where}: {error!r}"))
+
+
+def chunk(first: int, records: int, record_bytes: int = 100) -> Chunk:
+    end = first + records
+    found = [Record(offset, 1, b"k", ITEMS.encode(Item(offset))) for offset in range(first, end)]
+    return Chunk(found, first, end, records * record_bytes, end)
+
+
+def sizes(owner: Ownership) -> list[int]:
+    """Of all batches that the inbox makes; they must hold its records in order, each once."""
+    batches = []
+    while owner._inbox:
+        batches.append(owner._take())
+    offsets = [record.offset for batch in batches for record in batch]
+    assert offsets == sorted(set(offsets)) == list(range(len(offsets)))
+    return [len(batch) for batch in batches]
+
+
+async def test_what_is_there_is_one_batch_however_little(tmp_path: Path) -> None:
+    one = owner(tmp_path)
+    one._inbox.append(chunk(0, 1))
+    assert sizes(one) == [1]
+    one._inbox.extend([chunk(0, 3), chunk(3, 4)])
+    assert sizes(one) == [7]
+
+
+async def test_a_batch_is_bounded_in_records(tmp_path: Path) -> None:
+    bounded = owner(tmp_path, batch_records_max=10)
+    bounded._inbox.extend([chunk(0, 7), chunk(7, 18)])
+    assert sizes(bounded) == [10, 10, 5]
+
+
+async def test_a_batch_is_bounded_in_bytes_but_holds_a_record_at_least(tmp_path: Path) -> None:
+    bounded = owner(tmp_path, batch_bytes_max=10_000)
+    bounded._inbox.extend([chunk(0, 6, 1_500), chunk(6, 6, 1_500)])
+    assert sizes(bounded) == [6, 6]
+    bounded._inbox.extend([chunk(0, 3, 50_000), chunk(3, 2, 100)])
+    assert sizes(bounded) == [1, 1, 1, 2]
+
+
+async def test_a_batch_is_bounded_in_the_time_that_the_handler_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learned from the batches before: a handler of 2 ms a record gets 125 records at a time."""
+    slow = owner(tmp_path)
+    record_s = 0.002
+
+    class Slow:
+        def run(self, records: list[Record], **_: Any) -> BatchResult:
+            until = time.thread_time() + record_s * len(records)
+            while time.thread_time() < until:
+                pass
+            return BatchResult([], [], records[-1].offset + 1, 1, len(records), 0)
+
+    async def commit(_: BatchResult) -> None: ...
+
+    monkeypatch.setattr(slow, "_execution", Slow())
+    monkeypatch.setattr(slow, "_commit", commit)
+    for number in range(12):
+        await slow._process(list(chunk(number * 10, 10).records))
+    slow._inbox.append(chunk(0, 1_000))
+    right = HANDLER_S_MAX / record_s
+    assert 0.5 * right <= sizes(slow)[0] <= 1.2 * right
