@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test unit integration images compose containers bench peers lint format types docs lock clean
+.PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this help
@@ -44,6 +44,9 @@ compose: images ## The whole system in containers, until Ctrl-C
 
 containers: setup ## Tests on real containers; starts a Docker engine of its own where none runs
 	$(BIN)/pytest tests/containers $(ARGS)
+
+model: setup ## Search the model of the kernel's protocol: every state of it (ARGS="--without fence")
+	$(BIN)/python -m tests.model.protocol $(ARGS)
 
 lint: setup ## Style and likely mistakes
 	$(BIN)/ruff format --check .

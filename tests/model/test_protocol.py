@@ -1,0 +1,32 @@
+"""The model of the protocol (protocol.py): all its states are good, and no rule is there in vain."""
+
+from __future__ import annotations
+
+import pytest
+from protocol import Bounds, Rules, check
+
+BOUNDS = Bounds(records=2)
+
+
+def test_every_state_that_can_come_to_be_is_good() -> None:
+    result = check(bounds=BOUNDS)
+    assert not result.wrong, "\n".join([*result.trace, result.wrong])
+    assert result.states > 50_000, "the bounds leave nothing to look at"
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("fence", "outputs"),
+        ("fence_before_read", "lost or repeated"),
+        ("restore_to_the_end", "lost or repeated"),
+        ("await_every_acknowledgement", "table"),
+        ("one_transaction", "committed offset"),
+        ("unknown_outcome_ends", "lost or repeated"),
+        ("store_after_commit", "ahead of Kafka"),
+    ],
+)
+def test_a_protocol_without_one_of_its_rules_goes_wrong(rule: str, found: str) -> None:
+    result = check(Rules(**{rule: False}), BOUNDS)
+    assert found in result.wrong, result
+    assert result.trace[-1], "and it says how"
