@@ -22,6 +22,10 @@ class UnknownRowVersion(ValueError):
     """A row was written by a newer version of the program than this one."""
 
 
+class BrokenRow(ValueError):
+    """A row's bytes are not what this table writes: the changelog or the disk holds something else."""
+
+
 @dataclass(frozen=True, eq=False)
 class Table(Generic[V]):
     """Declared once, compared by identity. `encode` and `decode` must be inverse of each other;
@@ -48,7 +52,8 @@ def versioned(
 
     A new optional field of `row` needs no new version: missing fields take their defaults, unknown
     ones are ignored. Any other change does: count `version` up and give the reader of each former
-    version in `older`. Raises `UnknownRowVersion` on reading a version it does not know.
+    version in `older`. Raises `UnknownRowVersion` on reading a version it does not know, `BrokenRow` on
+    reading what is no row.
     """
     assert 1 <= version <= 255
     prefix = bytes([version])
@@ -60,13 +65,20 @@ def versioned(
         return prefix + encoder.encode(value)
 
     def decode(data: bytes) -> V:
+        if not data:
+            raise BrokenRow(f"table {name}: an empty row")
         reader = readers.get(data[0])
         if reader is None:
             raise UnknownRowVersion(
                 f"table {name}: row version {data[0]}, this program knows {sorted(readers)}; "
                 "run the version that wrote it, or a newer one"
             )
-        return reader(memoryview(data)[1:])  # type: ignore[arg-type]
+        try:
+            return reader(memoryview(data)[1:])  # type: ignore[arg-type]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BrokenRow(
+                f"table {name}: a row that is no {row.__name__}: {type(error).__name__}"
+            ) from None
 
     return Table(name, encode, decode)
 
