@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -591,6 +592,46 @@ async def _tail(
             shown += 1
             if shown == count:
                 return
+
+
+@app.command(rich_help_panel=RUN_PARTS)
+def audit(
+    history: Annotated[
+        Path | None, typer.Option(help="JSON lines of what a client sent and was answered.", exists=True)
+    ] = None,
+    recording: Annotated[
+        Path | None, typer.Option(help="Audit this recording instead of a cluster.", exists=True)
+    ] = None,
+    record: Annotated[Path | None, typer.Option(help="Write a recording there first: a new folder.")] = None,
+    running: Annotated[
+        bool, typer.Option("--running", help="Services are at work: what they have not done yet is no fault.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Hold topics, tables and read model against one another and against a client's history, by a program
+    that shares no code with this one. Needs the broker, not the services. Exit code 1: something is wrong."""
+    from audit.__main__ import run as audit_all
+    from audit.evidence import Cluster, Recording, Unreadable
+    from mini_visa.kafka import client_options
+    from mini_visa.readmodel.database import database_url
+
+    configured = settings()
+    try:
+        if recording is not None:
+            raise typer.Exit(audit_all(Recording(recording), running, as_json, None))
+        url = database_url(configured)
+        there = url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
+        database = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
+        cluster = Cluster(
+            client_options(configured), configured.environment, database if there else "", history
+        )
+        try:
+            cluster.open()
+            raise typer.Exit(audit_all(cluster, running, as_json, record))
+        finally:
+            cluster.close()
+    except Unreadable as error:
+        raise UserError(str(error)) from error
 
 
 @app.command(rich_help_panel=USE)

@@ -1,0 +1,983 @@
+"""The audit: partition by partition from the requests to the tables, then the sums over all, then the
+client's history against the log."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from audit.accounts import Account, Book, Payment, fingerprint, name_of
+from audit.evidence import Evidence, Record
+from audit.findings import Findings
+from audit.ledger import Chain
+from audit.velocity import Recount
+
+WINDOW_MS: Final = 24 * 3_600_000
+PROGRESS: Final = b"\0progress"
+DIGITS: Final = re.compile(rb"[0-9]{12,}")
+INTERNAL: Final = ("clearing", "reversal")
+"""Clients that are services: their requests are in the log, not in the history of a client."""
+TICKS: Final = ("tick", "time_passed")
+
+SOURCES: Final = {
+    "risk.assess": "card.requests",
+    "authorization.decide": "account.commands",
+    "ledger.journal": "payment.events",
+    "ledger.settle": "settlement.positions",
+    "ledger.balances": "ledger.postings",
+    "clearing.present": "payment.events",
+    "clearing.net": "clearing.items",
+    "reversal.compensate": "payment.events",
+}
+"""Processor -> the topic it reads."""
+VIEWS: Final = (
+    "payment.events", "fraud.alerts", "ledger.journal", "ledger.settlement-journal", "settlement.positions",
+    "payment.sagas",
+)  # fmt: skip
+"""What the read model is made from."""
+
+_json: Callable[[bytes], Any] = msgspec.json.Decoder().decode
+_row: Callable[[Any], Any] = msgspec.msgpack.Decoder().decode
+
+Request = tuple[str, str, str]
+"""(account, client, request id)"""
+Place = tuple[str, int, int]
+"""(topic, partition, offset)"""
+
+
+class Effect(NamedTuple):
+    """What a request did, as one event says."""
+
+    kind: str
+    code: str
+    payment_id: str
+    position: int
+    at: int
+
+    @property
+    def decides(self) -> bool:
+        return self.kind not in ("request_refused", "request_cancelled") and self.code != "68"
+
+
+class Tables(NamedTuple):
+    """A processor's changelog, folded: the last row of each key, and how far the processor was."""
+
+    rows: dict[str, dict[str, Any]]
+    """Table -> key -> row."""
+    next_offset: int
+
+
+class Audit:
+    """One run over the evidence. `running`: services are at work, so what is left to do is no fault."""
+
+    def __init__(
+        self, evidence: Evidence, *, running: bool = False, told: Callable[[str], None] | None = None
+    ):
+        self.evidence = evidence
+        self.findings = Findings()
+        self.running = running
+        self._tell = told or (lambda _: None)
+        self.partitions = evidence.partitions.get("payment.events", 0)
+        self.effects: dict[Request, list[Effect]] = defaultdict(list)
+        self.accounts: dict[str, Account] = {}
+        self.payments: dict[str, Payment] = {}
+        self.totals: Counter[tuple[str, str]] = Counter()
+        """Of both journals: (ledger account, currency) -> debits less credits."""
+        self.posted: Counter[tuple[str, str]] = Counter()
+        """The same of ledger.postings."""
+        self.pans: set[bytes] = set()
+        self.planted: set[Place] = set()
+        self.requests: set[tuple[str, str]] = set()
+        """(account, request id) of the history."""
+        self.nameless: set[str] = set()
+        """Request ids of attempts whose account their client did not know yet."""
+        self.account_of_pan: dict[str, str] = {}
+        self.buried: Counter[tuple[str, Place]] = Counter()
+        """(service, source) -> dead letters."""
+        self.read: dict[str, dict[Any, Any]] = {}
+        """The read model: table -> key -> what is compared."""
+        self.applied: dict[tuple[str, int], int] = {}
+        """The read model's positions."""
+        self.last_work: dict[tuple[str, int], int] = {}
+        """Offset of the last record that is not a tick."""
+
+    # -- reading
+
+    def records(self, topic: str, partition: int) -> Iterator[tuple[Record, Any]]:
+        """Records and their messages. What is no message is a finding, unless it was planted."""
+        check, counted, last = self.findings["no-pan"], 0, -1
+        for record in self.evidence.records(topic, partition):
+            counted += 1
+            value = record.value or b""
+            if self.pans:
+                check.looked_at += 1
+                if DIGITS.search(value) is not None:
+                    self._search(value, f"{topic}/{partition}/{record.offset}")
+            if (topic, partition, record.offset) in self.planted:
+                continue
+            try:
+                message = _json(value)
+                kind = message["type"]
+            except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError):
+                self.findings["dead-letters"].fails(f"{topic}/{partition}/{record.offset} is no message")
+                continue
+            if not kind.startswith(TICKS):
+                last = record.offset
+            yield record, message
+        self.last_work[topic, partition] = last
+        self.findings.counts["records"] = self.findings.counts.get("records", 0) + counted
+
+    def _search(self, value: bytes, where: str) -> None:
+        for found in DIGITS.findall(value):
+            for length in (15, 16):
+                for start in range(len(found) - length + 1):
+                    if found[start : start + length] in self.pans:
+                        pan = found[start : start + length].decode()
+                        self.findings["no-pan"].fails(f"{where}: {pan[:6]}...{pan[-4:]}")
+
+    def tables(self, processor: str, partition: int) -> Tables | None:
+        """None when the processor has never run on it."""
+        topic = f"{self.evidence.environment}.{processor}.changelog"
+        if partition >= self.evidence.partitions.get(topic, 0):
+            return None
+        raw: dict[bytes, bytes] = {}
+        for record in self.evidence.records(topic, partition):
+            assert record.key is not None
+            if self.pans and record.value and DIGITS.search(record.key + record.value):
+                self._search(record.key + b"\0" + record.value, f"{topic}/{partition}/{record.offset}")
+            if record.value is None:
+                raw.pop(record.key, None)
+            else:
+                raw[record.key] = record.value
+        progress = raw.pop(PROGRESS, None)
+        if progress is None:
+            return None
+        rows: dict[str, dict[str, Any]] = defaultdict(dict)
+        for key, value in raw.items():
+            table, _, name = key.partition(b"\0")
+            if value[0] != 1:
+                self.findings["tables"].fails(f"{topic}/{partition}: a row of version {value[0]}")
+                continue
+            rows[table.decode()][name.decode()] = _row(value[1:])
+        return Tables(rows, _row(progress)[1])
+
+    # -- the whole
+
+    def run(self) -> Findings:
+        self._read_history_first()
+        self._dead_letters()
+        self._tell("read model")
+        self._read_model()
+        for partition in range(self.partitions):
+            self._tell(f"partition {partition + 1} of {self.partitions}")
+            self._partition(partition)
+        self._tell("settlement and balances")
+        for partition in range(self.partitions):
+            self._settlement(partition)
+            self._balances(partition)
+        self._sums()
+        self._rest_of_read_model()
+        self._other_topics()
+        self._tell("history")
+        self._history()
+        return self.findings
+
+    def _read_history_first(self) -> None:
+        history = self.evidence.history()
+        if history is None:
+            for name in (
+                "acknowledged-once",
+                "answers-stable",
+                "unknown-ended",
+                "time-out-leaves-no-hold",
+                "no-pan",
+            ):
+                self.findings[name].skipped = "no history was given"
+            return
+        count = 0
+        for line in history:
+            if "planted" in line:
+                topic, partition, offset = line["planted"]
+                self.planted.add((topic, partition, offset))
+                continue
+            if "body" not in line:
+                continue
+            count += 1
+            account, pan = line["account"], line["body"].get("pan")
+            if pan:
+                self.pans.add(pan.encode())
+            if account and pan:
+                self.account_of_pan[pan] = account
+            elif not account:
+                self.nameless.add(line["body"]["request_id"])
+            self.requests.add((account, line["body"]["request_id"]))
+        self.findings.counts["attempts"] = count
+
+    def _dead_letters(self) -> None:
+        check, suffix = self.findings["dead-letters"], ".dead-letters"
+        for topic, partitions in self.evidence.partitions.items():
+            if not topic.endswith(suffix):
+                continue
+            service = topic.removesuffix(suffix)
+            for partition in range(partitions):
+                for record in self.evidence.records(topic, partition):
+                    source = record.headers.get("source", b"").decode(errors="replace")
+                    name, _, rest = source.partition("/")
+                    number, _, offset = rest.partition("/")
+                    place = (name, int(number or -1), int(offset or -1))
+                    reason = record.headers.get("reason", b"").decode(errors="replace")
+                    self.buried[service, place] += 1
+                    check.expect(
+                        place in self.planted, f"{topic}/{partition}/{record.offset}: {source}, {reason}"
+                    )
+
+    # -- one partition, from requests to tables
+
+    def _partition(self, p: int) -> None:
+        # Downstream first: what is read later can only be further.
+        tables = {name: self.tables(name, p) for name in SOURCES}
+        journal = self._journal(p)
+        decided = tables["authorization.decide"]
+        book = Book(self.findings)
+        money: dict[int, tuple[int, str]] = {}
+        events = self._events(p, book, money, decided)
+        journaled = tables["ledger.journal"]
+        self._compare_journal(p, money, journal, 0 if journaled is None else journaled.next_offset)
+        commands = self._commands(p, events, decided)
+        self._velocity(p, commands, tables["risk.assess"])
+        for name, found in tables.items():
+            source = SOURCES[name]
+            if (source, p) in self.last_work:
+                self._processed(name, source, p, None if found is None else found.next_offset)
+        if decided is not None:
+            self._account_tables(p, decided, book, events)
+        if journaled is not None:
+            self._row_is(p, journaled, "ledger-chain", "head", list(self._heads.pop(p, (0, ""))))
+        self._open_work(p, tables, book)
+        self._planted_are_buried(p, tables)
+        self.accounts |= book.accounts
+        self.payments |= book.payments
+        self._accounts_in_read_model(p, book)
+
+    def _processed(self, what: str, source: str, p: int, next_offset: int | None) -> None:
+        last = self.last_work[source, p]
+        if next_offset is None:
+            if last >= 0 and what.partition(".")[0] in self._services():
+                self.findings["all-processed"].expect(self.running, f"{what} has never read {source}/{p}")
+            return
+        self.findings["all-processed"].expect(
+            self.running or next_offset > last, f"{what}: {source}/{p} ends at {last}, it is at {next_offset}"
+        )
+
+    def _services(self) -> set[str]:
+        """Services that have ever run here."""
+        start, end = f"{self.evidence.environment}.", ".changelog"
+        return {
+            topic.removeprefix(start).partition(".")[0]
+            for topic in self.evidence.partitions
+            if topic.startswith(start) and topic.endswith(end)
+        }
+
+    def _journal(self, p: int) -> dict[int, tuple[int, str]]:
+        """Offset of the event -> what its entry posts, as (fingerprint, kind)."""
+        chain, found = Chain(self.findings, self.totals), {}
+        self._heads: dict[int, tuple[int, str]] = getattr(self, "_heads", {})
+        entries = self.read.get("journal_entries", {})
+        applied = self.applied.get(("ledger.journal", p), 0)
+        for record, entry in self.records("ledger.journal", p):
+            where = f"ledger.journal/{p}/{record.offset}"
+            if entry["partition"] != p:
+                self.findings["hash-chain"].fails(f"{where}: it belongs to partition {entry['partition']}")
+            postings = chain.feed(entry, where)
+            if entry["source"] in found:
+                self.findings["journal-complete"].fails(
+                    f"{where}: a second entry for event {entry['source']}"
+                )
+            found[entry["source"]] = fingerprint(postings), entry["kind"]
+            if record.offset < applied:
+                self._in_read_model(
+                    entries,
+                    entry["number"] << 15 | p,
+                    hash(record.value),
+                    f"journal entry {p}/{entry['number']}",
+                )
+        self._heads[p] = chain.number, chain.hash
+        return found
+
+    def _events(
+        self, p: int, book: Book, money: dict[int, tuple[int, str]], decided: Tables | None
+    ) -> dict[int, list[tuple[Request | None, Effect]]]:
+        """Fold the events; returns them by the position of their command."""
+        by_position: dict[int, list[tuple[Request | None, Effect]]] = defaultdict(list)
+        rows = self.read.get("payment_events", {})
+        applied = self.applied.get(("payment.events", p), 0)
+        self._places: dict[str, int] = {}
+        self._after: set[str] = set()
+        """Accounts that events after the tables' progress are about."""
+        position, upto = -1, decided.next_offset if decided else 0
+        counted = self.findings.counts
+        for record, event in self.records("payment.events", p):
+            kind = name_of(event)
+            if event["position"] < position:
+                self.findings["command-decided-once"].fails(
+                    f"payment.events/{p}/{record.offset}: command {event['position']} after {position}"
+                )
+            position = event["position"]
+            if kind == "time_passed":
+                continue
+            counted["events"] = counted.get("events", 0) + 1
+            where = f"payment.events/{p}/{record.offset}"
+            postings = book.feed(event, where)
+            if postings:
+                money[record.offset] = fingerprint(postings), kind
+            account = _account_of(event)
+            payment_id = event.get("payment_id") or event.get("payment", {}).get("payment_id", "")
+            request = None
+            if event.get("request_id"):
+                request = account, event.get("client", "local"), event["request_id"]
+            code = (
+                str(event["http_status"]) if kind == "request_refused" else event.get("response_code", "00")
+            )
+            if kind in ("payment_declined", "payment_unknown_card"):
+                code = event["payment"]["response_code"]
+            effect = Effect(kind, code, payment_id, position, event["at"])
+            by_position[position].append((request, effect))
+            if request is not None:
+                self.effects[request].append(effect)
+                if kind == "request_cancelled":
+                    original = account, event["client"], event["original_request_id"]
+                    if original != request:
+                        self.effects[original].append(effect)
+            if position >= upto:
+                self._after.add(account)
+            if record.offset < applied:
+                place = record.offset << 14 | p
+                self._in_read_model(rows, place, hash(record.value), where)
+                if "account" in event:
+                    self._places[account] = place
+                if "payment" in event:
+                    self._places[payment_id] = place
+        return by_position
+
+    def _compare_journal(
+        self, p: int, money: dict[int, tuple[int, str]], journal: dict[int, tuple[int, str]], upto: int
+    ) -> None:
+        check = self.findings["journal-complete"]
+        if not journal and not upto:
+            check.skipped = "the ledger has never run"
+            return
+        for offset, expected in money.items():
+            found = journal.pop(offset, None)
+            if found is None and offset >= upto:
+                continue
+            check.expect(
+                found == expected,
+                f"payment.events/{p}/{offset}: {expected[1]} has "
+                + ("no entry" if found is None else "other postings than the domain's"),
+            )
+        for offset in journal:
+            check.fails(f"ledger.journal/{p}: an entry for event {offset}, which moves no money")
+
+    def _commands(
+        self, p: int, events: dict[int, list[tuple[Request | None, Effect]]], decided: Tables | None
+    ) -> Iterable[tuple[int, dict[str, Any]]]:
+        """Each command's events; returns those that come from risk, in order."""
+        once, known = self.findings["command-decided-once"], self.findings["event-has-request"]
+        seen: dict[Request, int] = {}
+        upto = decided.next_offset if decided else 0
+        assessed: list[tuple[int, dict[str, Any]]] = []
+        now = 0
+        for record, command in self.records("account.commands", p):
+            kind = name_of(command)
+            now = max(now, record.timestamp)
+            found = events.pop(record.offset, [])
+            if kind == "tick":
+                for _, effect in found:
+                    if effect.kind != "hold_expired":
+                        known.fails(f"account.commands/{p}/{record.offset}: a tick made {effect.kind}")
+                continue
+            if kind in ("authorize", "increment"):
+                assessed.append((record.offset, command))
+            if ("authorization", ("account.commands", p, record.offset)) in self.buried:
+                continue
+            request = command["account"], command.get("client", "local"), command["request_id"]
+            own = [effect for of, effect in found if effect.kind != "hold_expired"]
+            for of, effect in found:
+                if effect.kind != "hold_expired":
+                    known.expect(
+                        of == request,
+                        f"account.commands/{p}/{record.offset}: {effect.kind} is of {of}, not {request}",
+                    )
+            if record.offset >= upto:
+                continue
+            first = seen.get(request, -WINDOW_MS) + WINDOW_MS <= now
+            most = 2 if command.get("capture") else 1
+            if first:
+                seen[request] = now
+            once.expect(
+                (1 if first else 0) <= len(own) <= most,
+                f"account.commands/{p}/{record.offset}: {kind} {request[2]} made "
+                f"{[effect.kind for effect in own] or 'nothing'}",
+            )
+        for position, found in events.items():
+            if found:
+                known.fails(
+                    f"payment.events/{p}: {found[0][1].kind} of command {position}, which is not there"
+                )
+        return assessed
+
+    def _velocity(
+        self, p: int, assessed: Iterable[tuple[int, dict[str, Any]]], tables: Tables | None
+    ) -> None:
+        check, recount = self.findings["velocity"], Recount()
+        waiting = deque(assessed)
+        for record, request in self.records("card.requests", p):
+            verdict = recount.feed(record.timestamp, request)
+            if verdict is None or ("risk", ("card.requests", p, record.offset)) in self.buried:
+                continue
+            where = f"card.requests/{p}/{record.offset}"
+            if not waiting:
+                if tables is not None and record.offset < tables.next_offset:
+                    check.fails(f"{where}: {request['request_id']} never came to account.commands")
+                continue
+            offset, command = waiting.popleft()
+            same = ("account", "request_id", "attempt", "amount", "type")
+            if any(command.get(name) != request.get(name) for name in same):
+                check.fails(
+                    f"{where}: {request['request_id']} became {command['request_id']} at command {offset}"
+                )
+                continue
+            given = command.get("verdict", {})
+            hits = frozenset((hit["rule"], hit["version"], hit["value"]) for hit in given.get("hits", ()))
+            if verdict.certain:
+                check.expect(
+                    given.get("response_code", "") == verdict.code and hits == verdict.hits,
+                    f"{where}: {request['request_id']} got {given.get('response_code') or 'no decline'} for "
+                    f"{sorted(hits)}, recounted {verdict.code or 'no decline'} for {sorted(verdict.hits)}",
+                )
+        for offset, command in waiting:
+            check.fails(
+                f"account.commands/{p}/{offset}: {command['request_id']} is in no request of card.requests"
+            )
+        if tables is None or self.last_work.get(("card.requests", p), -1) >= tables.next_offset:
+            return
+        rows = self.findings["tables"]
+        kept = {key.split("/", 1)[1]: row for key, row in tables.rows.get("risk-requests", {}).items()}
+        for request, (at, verdict) in recount.verdicts.items():
+            if at <= recount.now - WINDOW_MS or not verdict.certain:
+                continue
+            row = kept.get("/".join(request))
+            code = None if row is None else row[3] if len(row) > 3 else ""
+            rows.expect(
+                code == verdict.code, f"risk-requests/{p}: {request[2]} has {row}, decided {verdict.code!r}"
+            )
+        for account, counts in recount.counts.items():
+            row = tables.rows.get("velocity", {}).get(account)
+            ring = row[2].get("count/60", []) if row is not None and len(row) > 2 else []
+            found = dict(zip(ring[::2], ring[1::2], strict=True))
+            rows.expect(found == counts, f"velocity/{p}: {account} has {found}, recounted {counts}")
+
+    # -- tables
+
+    def _row_is(self, p: int, tables: Tables, table: str, key: str, expected: Any) -> None:
+        found = tables.rows.get(table, {}).get(key)
+        if found is None and expected == [0, ""]:
+            return
+        if self.running and found != expected:
+            return  # it has gone on since its journal was read
+        self.findings["tables"].expect(
+            found == expected, f"{table}/{p}: {key} is {found}, the log says {expected}"
+        )
+
+    def _account_tables(
+        self, p: int, tables: Tables, book: Book, events: dict[int, list[tuple[Request | None, Effect]]]
+    ) -> None:
+        check = self.findings["tables"]
+        accounts, payments = tables.rows.get("accounts", {}), tables.rows.get("payments", {})
+        holds, wakes = dict(tables.rows.get("holds", {})), dict(tables.rows.get("wakes", {}))
+        for account_id, account in book.accounts.items():
+            if account_id in self._after:
+                continue
+            row = dict(accounts.get(account_id, {}))
+            wake = row.pop("next_expiry", 0)
+            shown = {name: value for name, value in account.shown.items() if name != "next_expiry"}
+            check.expect(
+                row == shown, f"accounts/{p}: {account_id} is {row or 'missing'}, the log says {shown}"
+            )
+            if wake:
+                found = wakes.pop(f"{wake:015d}/{account_id}", None)
+                check.expect(found is not None, f"wakes/{p}: none at {wake} for {account_id}")
+        for payment_id, payment in book.payments.items():
+            account_id = _account_in(payment_id)
+            if account_id in self._after:
+                continue
+            state = payments.get(payment_id)
+            check.expect(
+                state is not None and fingerprint(state) == payment.shown,
+                f"payments/{p}: {payment_id} is {'missing' if state is None else 'not as its last event'}",
+            )
+            if payment.held:
+                found = holds.pop(f"{account_id}/{payment.expires_at:015d}/{payment_id}", None)
+                check.expect(
+                    found is not None, f"holds/{p}: none for {payment_id}, which holds {payment.held}"
+                )
+        for name, left in (("holds", holds), ("wakes", wakes)):
+            for key in left:
+                if not any(account in key for account in self._after):
+                    check.fails(f"{name}/{p}: {key} is of nothing that the log knows")
+        for name, table, known in (
+            ("accounts", accounts, book.accounts),
+            ("payments", payments, book.payments),
+        ):
+            for key in table.keys() - known.keys():
+                check.fails(f"{name}/{p}: {key} is in no event")
+        self._request_table(p, tables)
+
+    def _request_table(self, p: int, tables: Tables) -> None:
+        check, by_request = self.findings["tables"], {}
+        for key, row in tables.rows.get("requests", {}).items():
+            _, account, client, request_id = key.split("/", 3)
+            by_request[account, client, request_id] = row
+        for request, row in by_request.items():
+            effects = self.effects.get(request, [])
+            if request[0] in self._after:
+                continue
+            outcome = row.get("outcome")
+            check.expect(bool(effects), f"requests/{p}: {request[2]} is in no event")
+            if outcome and outcome.get("payment") and outcome["status"] == 200:
+                payment_id = outcome["payment"]["payment_id"]
+                known = any(effect.payment_id == payment_id for effect in effects)
+                check.expect(
+                    known, f"requests/{p}: {request[2]} was answered with {payment_id}, not in its events"
+                )
+
+    def _open_work(self, p: int, tables: dict[str, Tables | None], book: Book) -> None:
+        """Captures without an outcome are what clearing and reversal remember, and nothing else is."""
+        if tables["clearing.present"] is None:
+            return
+        pending = {
+            f"{payment_id}-{n}"
+            for payment_id, payment in book.payments.items()
+            for n, (_, state) in payment.parts.items()
+            if state == "submitted"
+        }
+        if not self.running:
+            found = set(tables["clearing.present"].rows.get("presentments", {}))
+            self.findings["tables"].expect(
+                found == pending,
+                f"presentments/{p}: {len(found)} open, the log says {len(pending)}: "
+                f"{sorted(found ^ pending)[:3]}",
+            )
+        reversal = tables["reversal.compensate"]
+        if reversal is None:
+            return
+        sagas, check = reversal.rows.get("sagas", {}), self.findings["sagas"]
+        begun = {payment_id for payment_id, payment in book.payments.items() if payment.parts}
+        check.looked_at += len(begun)
+        if self.running:
+            return
+        for payment_id in sagas:
+            check.fails(f"{payment_id}: {sagas[payment_id]}")
+        for key in pending - {f"{payment_id}-" for payment_id in sagas}:
+            if key.rpartition("-")[0] not in sagas:
+                check.fails(f"capture {key} has no outcome and no saga waits for it")
+
+    def _planted_are_buried(self, p: int, tables: dict[str, Tables | None]) -> None:
+        if self.running:
+            return
+        check = self.findings["dead-letters"]
+        readers: dict[str, set[str]] = defaultdict(set)
+        for name, found in tables.items():
+            if found is not None:
+                readers[SOURCES[name]].add(name.partition(".")[0])
+        for topic, partition, offset in sorted(self.planted):
+            if partition != p:
+                continue
+            for service in readers.get(topic, ()):
+                count = self.buried[service, (topic, partition, offset)]
+                check.expect(
+                    count == 1, f"{topic}/{p}/{offset}, planted, has {count} dead letters of {service}"
+                )
+            if topic in VIEWS and self.applied.get((topic, p), 0) > offset:
+                # At least once: a crash between the letter and the commit sends it again.
+                count = self.buried["projection", (topic, partition, offset)]
+                check.expect(count >= 1, f"{topic}/{p}/{offset}, planted, has no dead letter of projection")
+
+    # -- settlement, balances and sums
+
+    def _settlement(self, p: int) -> None:
+        check, net = self.findings["settlement"], self.tables("clearing.net", p)
+        settle = self.tables("ledger.settle", p)
+        if net is None:
+            check.skipped = "clearing has never run"
+            return
+        chain = Chain(self.findings, self.totals)
+        paid: dict[int, dict[str, int]] = {}
+        entries = self.read.get("journal_entries", {})
+        applied = self.applied.get(("ledger.settlement-journal", p), 0)
+        for record, entry in self.records("ledger.settlement-journal", p):
+            where = f"ledger.settlement-journal/{p}/{record.offset}"
+            if entry["source"] in paid:
+                check.fails(f"{where}: position {entry['source']} is paid twice")
+            paid[entry["source"]] = chain.feed(entry, where)
+            if record.offset < applied:
+                self._in_read_model(
+                    entries,
+                    (entry["number"] << 1 | 1) << 14 | p,
+                    hash(record.value),
+                    f"settlement {p}/{entry['number']}",
+                )
+        if settle is not None:
+            self._row_is(p, settle, "settlement-chain", "head", [chain.number, chain.hash])
+        items: list[tuple[int, dict[str, Any]]] = [
+            (record.offset, item)
+            for record, item in self.records("clearing.items", p)
+            if name_of(item) == "clearing_item"
+        ]
+        open_: list[dict[str, Any]] = []
+        for record, position in self.records("settlement.positions", p):
+            where = f"settlement.positions/{p}/{record.offset}"
+            if name_of(position) == "settlement_position":
+                open_.append(position)
+                net_amount = _net(position)
+                expected = {
+                    f"payable:merchant:{position['merchant_id']}": net_amount, "settlement:bank": -net_amount,
+                } if net_amount else {}  # fmt: skip
+                if settle is not None and record.offset < settle.next_offset:
+                    paid_out = paid.pop(record.offset, {})
+                    check.expect(
+                        paid_out == expected, f"{where}: {net_amount} is owed, the journal says {paid_out}"
+                    )
+                continue
+            counted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+            for offset, item in items:
+                if position["first_item"] <= offset < position["end_item"]:
+                    sums = counted[item["merchant_id"], item["currency"]]
+                    sums["items"] += 1
+                    for ours, theirs in (
+                        ("sales", "sale"),
+                        ("returns", "returned"),
+                        ("interchange", "interchange"),
+                        ("scheme_fees", "scheme_fee"),
+                    ):
+                        sums[ours] += item.get(theirs, 0)
+            told = {
+                (one["merchant_id"], one["currency"]): Counter(
+                    {
+                        name: one[name]
+                        for name in ("items", "sales", "returns", "interchange", "scheme_fees")
+                        if one.get(name)
+                    }
+                )
+                for one in open_
+            }
+            check.expect(
+                told == {key: +sums for key, sums in counted.items()}
+                and len(open_) == len(told) == position["positions"],
+                f"{where}: {position['cycle']} tells {len(open_)} positions, not what its items add up to",
+            )
+            open_ = []
+        for source in paid:
+            if settle is not None and source < settle.next_offset:
+                check.fails(f"ledger.settlement-journal/{p}: position {source} was paid and is not there")
+        for name, tables in (("clearing.net", net), ("ledger.settle", settle)):
+            self._processed(name, SOURCES[name], p, None if tables is None else tables.next_offset)
+
+    def _balances(self, p: int) -> None:
+        tables = self.tables("ledger.balances", p)
+        if tables is None:
+            return
+        sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+        for record, posted in self.records("ledger.postings", p):
+            for account, currency, amount in posted["postings"]:
+                self.posted[account, currency] += amount
+                if record.offset < tables.next_offset:
+                    row = sums[f"{account}/{currency}"]
+                    row[0] += max(0, amount)
+                    row[1] += max(0, -amount)
+                    row[2] += 1
+        rows, check = tables.rows.get("balances", {}), self.findings["tables"]
+        for key, expected in sums.items():
+            found = rows.get(key, [])[:3]
+            check.expect(found == expected, f"balances/{p}: {key} is {found}, its postings make {expected}")
+        for key in rows.keys() - sums.keys():
+            check.fails(f"balances/{p}: {key} has a balance and no posting")
+        self._processed("ledger.balances", "ledger.postings", p, tables.next_offset)
+
+    def _sums(self) -> None:
+        check = self.findings["trial-balance"]
+        check.looked_at += len(self.totals)
+        by_currency: Counter[str] = Counter()
+        for (_, currency), amount in self.totals.items():
+            by_currency[currency] += amount
+        for currency, amount in by_currency.items():
+            if amount:
+                check.fails(f"all accounts in {currency} sum to {amount}")
+        if not self.totals:
+            check.skipped = self.findings["captures"].skipped = "the ledger has never run"
+        elif not self.running:
+            for key in self.totals.keys() | self.posted.keys():
+                check.expect(
+                    self.totals[key] == self.posted[key],
+                    f"{key[0]} in {key[1]}: {self.totals[key]} in the journals, {self.posted[key]} posted",
+                )
+        captured: Counter[tuple[str, str]] = Counter()
+        held: Counter[tuple[str, str]] = Counter()
+        check = self.findings["captures"]
+        for payment in self.payments.values():
+            for amount, state in payment.parts.values():
+                check.looked_at += 1
+                captured[payment.currency, state] += amount
+                captured[payment.currency, "all"] += amount
+            standing = sum(amount for amount, state in payment.parts.values() if state != "rejected")
+            if standing != payment.captured:
+                check.fails(
+                    f"a payment of {payment.account}: captures of {standing}, captured {payment.captured}"
+                )
+        for currency in {currency for currency, _ in captured}:
+            parts = [captured[currency, state] for state in ("cleared", "rejected", "submitted")]
+            if captured[currency, "all"] != sum(parts):
+                check.fails(f"{currency}: captured {captured[currency, 'all']}, accounted for {parts}")
+            if self.totals and not self.running and self.totals["clearing:suspense", currency] != -parts[2]:
+                check.fails(
+                    f"{currency}: {parts[2]} pending, suspense {self.totals['clearing:suspense', currency]}"
+                )
+        if not self.totals or self.running:
+            return
+        check, held = self.findings["trial-balance"], Counter[tuple[str, str]]()
+        for account_id, account in self.accounts.items():
+            for name, amount in (("holds", account.held), ("receivable", account.posted)):
+                found = self.totals[f"{name}:cardholder:{account_id}", account.currency]
+                check.expect(
+                    found == amount, f"{name} of {account_id}: {found} in the journal, {amount} by its events"
+                )
+            held["holds:contra", account.currency] -= account.held
+        for key, amount in held.items():
+            check.expect(self.totals[key] == amount, f"{key}: {self.totals[key]}, all holds make {amount}")
+
+    # -- the read model
+
+    def _read_model(self) -> None:
+        read, check = self.evidence.rows, self.findings["read-model"]
+        positions = read("positions")
+        if positions is None:
+            check.skipped = "no read model was given"
+            return
+        self.applied = {(row["topic"], row["partition"]): row["next_offset"] for row in positions}
+        texts = {
+            "payment_events": ("place", "event"),
+            "journal_entries": ("entry_key", "entry"),
+            "alerts": ("alert_id", "alert"),
+        }
+        for table, (key, text) in texts.items():
+            rows = read(table)
+            if rows is not None:
+                found = self.read[table] = {}
+                for row in rows:
+                    value = row[text].encode()
+                    found[row[key]] = hash(value)
+                    if self.pans:
+                        self.findings["no-pan"].looked_at += 1
+                        self._search(value, f"read model, {table}")
+        for table, key in (("accounts", "account_id"), ("payments", "payment_id")):
+            self.read[table] = {row[key]: row for row in read(table) or ()}
+        balances: Counter[tuple[str, str]] = Counter()
+        for row in read("ledger_balances") or ():
+            balances[row["account"], row["currency"]] += row["debits"] - row["credits"]
+        self.read["ledger_balances"] = balances
+
+    def _in_read_model(self, rows: dict[Any, Any], key: Any, expected: int, where: str) -> None:
+        if not self.applied:
+            return
+        found = rows.pop(key, None)
+        self.findings["read-model"].expect(
+            found == expected, f"{where} is {'missing' if found is None else 'another'} in the read model"
+        )
+
+    def _accounts_in_read_model(self, p: int, book: Book) -> None:
+        if not self.applied:
+            return
+        check, applied = self.findings["read-model"], self.applied.get(("payment.events", p), 0)
+        behind = applied <= self.last_work.get(("payment.events", p), -1)
+        check.expect(self.running or not behind, f"payment.events/{p} is applied up to {applied} only")
+        for account_id, account in book.accounts.items():
+            row = self.read["accounts"].pop(account_id, None)
+            place = self._places.get(account_id)
+            if behind or (row is None and place is None):
+                continue
+            shown = {
+                "status": account.status, "currency": account.currency, "credit_limit": account.limit,
+                "held": account.held, "posted": account.posted, "version": account.seq, "place": place,
+            }  # fmt: skip
+            found = {} if row is None else {name: row[name] for name in shown}
+            check.expect(
+                found == shown, f"account {account_id} is {found or 'missing'}, the log says {shown}"
+            )
+        for payment_id, payment in book.payments.items():
+            row = self.read["payments"].pop(payment_id, None)
+            if behind:
+                continue
+            found = {} if row is None else {"status": row["status"], "place": row["place"]}
+            shown = {"status": payment.status, "place": self._places.get(payment_id)}
+            check.expect(
+                found == shown, f"payment {payment_id} is {found or 'missing'}, the log says {shown}"
+            )
+
+    def _rest_of_read_model(self) -> None:
+        if not self.applied:
+            return
+        check = self.findings["read-model"]
+        if not self.running:
+            for key, amount in self.totals.items():
+                found = self.read["ledger_balances"].pop(key, 0)
+                check.expect(found == amount, f"{key[0]} in {key[1]} is {found}, the journals say {amount}")
+            for key, amount in self.read["ledger_balances"].items():
+                check.fails(f"{key[0]} in {key[1]} is {amount} and in no journal")
+        for topic, p in self.applied:
+            if topic in VIEWS and (topic, p) in self.last_work:
+                self._processed("projection", topic, p, self.applied[topic, p])
+        for table in ("payment_events", "journal_entries", "accounts", "payments"):
+            for key in self.read.get(table, {}):
+                check.fails(f"{table}: {key} is in no topic")
+
+    def _other_topics(self) -> None:
+        """What nothing above has read: alerts against the verdicts' hits, the rest for card numbers."""
+        alerts, check = self.read.get("alerts", {}), self.findings["read-model"]
+        for p in range(self.evidence.partitions.get("fraud.alerts", 0)):
+            applied = self.applied.get(("fraud.alerts", p), 0)
+            for record, alert in self.records("fraud.alerts", p):
+                if record.offset < applied:
+                    found = alerts.pop(alert["alert_id"], None)
+                    check.expect(
+                        found == hash(record.value), f"alert {alert['alert_id']} is not in the read model"
+                    )
+        for topic in ("gateway.replies", "clearing.submissions", "payment.sagas"):
+            for p in range(self.evidence.partitions.get(topic, 0)):
+                for _ in self.records(topic, p):
+                    pass
+
+    # -- the client's history
+
+    def _history(self) -> None:
+        history = self.evidence.history()
+        if history is None:
+            return
+        known = self.findings["event-has-request"]
+        for (account, client, request_id), effects in self.effects.items():
+            if client not in INTERNAL:
+                known.expect(
+                    (account, request_id) in self.requests or request_id in self.nameless,
+                    f"{effects[0].kind} of request {request_id}, which nobody sent",
+                )
+        stories: dict[tuple[str, str], Story] = {}
+        for line in history:
+            if "body" in line:
+                account = line["account"] or self.account_of_pan.get(line["body"].get("pan", ""), "")
+                story = stories.setdefault((account, line["body"]["request_id"]), Story())
+                story.add(line, self.findings)
+        acknowledged = 0
+        for (account, request_id), story in stories.items():
+            effects = self.effects.get((account, story.client, request_id), [])
+            acknowledged += self._story(request_id, story, effects)
+        self.findings.counts["requests"] = len(stories)
+        self.findings.counts["acknowledged"] = acknowledged
+
+    def _story(self, request_id: str, story: Story, effects: list[Effect]) -> bool:
+        once, unknown = self.findings["acknowledged-once"], self.findings["unknown-ended"]
+        deciding = [effect for effect in effects if effect.decides]
+        # A sale is an authorization and a capture of one command.
+        decisions = {effect.position for effect in deciding}
+        if len(decisions) > 1:
+            self.findings.duplicated += len(decisions) - 1
+            once.fails(
+                f"{request_id} took effect {len(decisions)} times: {[effect.kind for effect in deciding]}"
+            )
+        if story.code is None:
+            if story.refused:
+                return True
+            unknown.expect(len(decisions) <= 1, f"{request_id}: {[effect.kind for effect in effects]}")
+            if story.timed_out and story.path == "/payments/authorize":
+                left = [self.payments[e.payment_id] for e in effects if e.payment_id in self.payments]
+                open_ = any(
+                    one.held or one.captured - one.refunded - one.reserved - one.charged_back for one in left
+                )
+                self.findings["time-out-leaves-no-hold"].expect(not open_, f"{request_id} still holds money")
+            return False
+        if story.status == 409:
+            right = any(effect.kind == "request_refused" for effect in effects)
+        elif story.code == "68":
+            right = any(effect.code == "68" or effect.kind == "request_cancelled" for effect in effects)
+        else:
+            right = any(
+                effect.code == story.code and story.payment_id in ("", effect.payment_id)
+                for effect in effects
+                if effect.decides or effect.kind == "request_cancelled"
+            )
+        if not right:
+            self.findings.lost += 1
+        once.expect(
+            right,
+            f"{request_id} was answered {story.status} {story.code} {story.payment_id}; "
+            f"the log has {[(e.kind, e.code, e.payment_id) for e in effects] or 'nothing'}",
+        )
+        return True
+
+
+class Story:
+    """One request as its client knows it."""
+
+    __slots__ = ("client", "code", "digest", "path", "payment_id", "refused", "status", "timed_out")
+
+    def __init__(self) -> None:
+        self.client = "local"
+        self.path = ""
+        self.status = 0
+        self.code: str | None = None
+        """Of the acknowledged outcome; None: there was none."""
+        self.payment_id = ""
+        self.digest = ""
+        self.refused = False
+        """Refused before it got into the log: 400, 404, 422."""
+        self.timed_out = True
+        """Every attempt was answered 504, or was not recorded."""
+
+    def add(self, line: dict[str, Any], findings: Findings) -> None:
+        self.path, self.client = line["path"], line.get("client", "local")
+        status = line["status"]
+        if status not in (504, 503, 429) or line.get("problem") == "outcome-unknown":
+            self.timed_out = False
+        if status in (400, 404, 413, 415, 422):
+            self.refused = True
+        if status not in (200, 409):
+            return
+        code = line.get("code", "") if status == 200 else "409"
+        if self.code is None:
+            self.status, self.code = status, code
+            self.payment_id, self.digest = line.get("payment_id") or "", line.get("digest", "")
+            return
+        findings["answers-stable"].expect(
+            (status, code, line.get("payment_id") or "", line.get("digest", ""))
+            == (self.status, self.code, self.payment_id, self.digest),
+            f"{line['body']['request_id']}: answered {self.status} {self.code}, later {status} {code}",
+        )
+
+
+def _account_of(event: dict[str, Any]) -> str:
+    if "account" in event:
+        return str(event["account"]["account_id"])
+    return str(event["payment"]["account"] if "payment" in event else event["account_id"])
+
+
+def _account_in(payment_id: str) -> str:
+    return "tok_" + payment_id[4:].rpartition("_")[0]
+
+
+def _net(position: dict[str, Any]) -> int:
+    return int(
+        position.get("sales", 0) - position.get("returns", 0) - position.get("interchange", 0)
+        - position.get("scheme_fees", 0)
+    )  # fmt: skip

@@ -1,0 +1,297 @@
+"""The evidence: topics, the read model's rows and committed offsets, read from a cluster or from a recording.
+
+A recording is a folder:
+
+    recording.json              {"environment": "dev", "partitions": {"payment.events": 4, ...}}
+    topics/NAME/PARTITION.jsonl [offset, timestamp, key, value, {header: value}], bytes in base64
+    readmodel/TABLE.jsonl       the column names, then a row a line
+    history.jsonl               the client's history, where there is one
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+STALLED_S: Final = 30.0
+FETCH_WAIT_MS: Final = 200
+ROWS_AT_ONCE: Final = 5_000
+
+READ_MODEL_TABLES: Final = (
+    "positions", "payment_events", "accounts", "payments", "journal_entries", "ledger_balances", "alerts",
+    "settlement_positions", "settlement_cycles", "sagas",
+)  # fmt: skip
+
+
+class Record(NamedTuple):
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes]
+
+
+class Evidence(Protocol):
+    environment: str
+    partitions: dict[str, int]
+    """Topic -> number of partitions."""
+
+    def records(self, topic: str, partition: int) -> Iterator[Record]:
+        """Committed records in order, up to where the partition ended when it was first asked for."""
+        ...
+
+    def rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        """Of the read model; None when there is none, or no such table."""
+        ...
+
+    def history(self) -> Iterator[dict[str, Any]] | None: ...
+
+
+class Unreadable(Exception):
+    """The evidence cannot be read. The text says what to do."""
+
+
+# -- a cluster -------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """A broker that runs, and the database of the read model. `close` it.
+
+    `options` are aiokafka's, to reach the cluster. Reads committed records only, as any consumer would.
+    """
+
+    def __init__(
+        self, options: dict[str, Any], environment: str, database: str = "", history: Path | None = None
+    ) -> None:
+        self.environment = environment
+        self.partitions: dict[str, int] = {}
+        self._options = options
+        self._database = database
+        self._history = history
+        self._loop = asyncio.new_event_loop()
+        self._sql: Any = None
+
+    def open(self) -> None:
+        """Raises `Unreadable`."""
+        try:
+            self._run(self._topics())
+        except (KafkaError, OSError) as error:
+            raise Unreadable(f"no Kafka answers at {self._options['bootstrap_servers']}: {error}") from error
+
+    def close(self) -> None:
+        if self._sql is not None and not isinstance(self._sql, sqlite3.Connection):
+            self._run(self._sql.close())
+        elif self._sql is not None:
+            self._sql.close()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()
+
+    def _run(self, work: Any) -> Any:
+        return self._loop.run_until_complete(work)
+
+    async def _topics(self) -> None:
+        admin = AIOKafkaAdminClient(**self._options)
+        try:
+            await admin.start()
+            for topic in await admin.describe_topics():
+                if not topic["topic"].startswith("__"):
+                    self.partitions[topic["topic"]] = len(topic["partitions"])
+        finally:
+            await admin.close()
+
+    def _consumer(self) -> Any:
+        async def make() -> Any:
+            return AIOKafkaConsumer(
+                **self._options,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                fetch_max_wait_ms=FETCH_WAIT_MS,
+                max_partition_fetch_bytes=8 << 20,
+            )
+
+        return self._run(make())
+
+    def records(self, topic: str, partition: int) -> Iterator[Record]:
+        consumer, place = self._consumer(), TopicPartition(topic, partition)
+        self._run(consumer.start())
+        try:
+            consumer.assign([place])
+            end = self._run(consumer.end_offsets([place]))[place]
+            position = self._run(consumer.beginning_offsets([place]))[place]
+            consumer.seek(place, position)
+            idle_s = 0.0
+            while position < end:
+                batches = self._run(consumer.getmany(place, timeout_ms=FETCH_WAIT_MS))
+                for record in batches.get(place, ()):
+                    if record.offset >= end:
+                        return
+                    yield Record(
+                        partition, record.offset, record.timestamp, record.key, record.value,
+                        dict(record.headers),
+                    )  # fmt: skip
+                former, position = position, self._run(consumer.position(place))
+                idle_s = 0.0 if position > former else idle_s + FETCH_WAIT_MS / 1_000
+                if idle_s > STALLED_S:
+                    raise Unreadable(f"{topic}/{partition}: nothing came from offset {position} to {end}")
+        finally:
+            self._run(consumer.stop())
+
+    # -- the read model: its own SQL, sqlite3 or asyncpg
+
+    def rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        if not self._database:
+            return None
+        assert table in READ_MODEL_TABLES
+        if self._database.startswith("sqlite"):
+            return self._sqlite_rows(table)
+        return self._postgresql_rows(table)
+
+    def _sqlite_rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        if self._sql is None:
+            path = self._database.split(":///", 1)[1]
+            self._sql = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=30)
+            self._sql.execute("BEGIN")  # one snapshot for all tables
+        try:
+            cursor = self._sql.execute(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return None
+            raise
+        names = [column[0] for column in cursor.description]
+        return (dict(zip(names, row, strict=True)) for row in cursor)
+
+    def _postgresql_rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        import asyncpg
+
+        async def connect() -> Any:
+            url = self._database.replace("postgresql+asyncpg://", "postgresql://")
+            connection = await asyncpg.connect(url)
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            return connection
+
+        if self._sql is None:
+            self._sql = self._run(connect())
+        if self._run(self._sql.fetchval("SELECT to_regclass($1)", table)) is None:
+            return None
+
+        def rows() -> Iterator[dict[str, Any]]:
+            cursor = self._run(self._cursor(table))
+            while found := self._run(cursor.fetch(ROWS_AT_ONCE)):
+                yield from map(dict, found)
+
+        return rows()
+
+    async def _cursor(self, table: str) -> Any:
+        return await self._sql.cursor(f"SELECT * FROM {table}")  # noqa: S608 - a name of ours
+
+    def history(self) -> Iterator[dict[str, Any]] | None:
+        return None if self._history is None else read_lines(self._history)
+
+
+# -- a recording -----------------------------------------------------------------------------------
+
+
+class Recording:
+    """A folder that `record` wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `Unreadable`."""
+        self.folder = folder
+        try:
+            about = json.loads((folder / "recording.json").read_text())
+        except (OSError, ValueError) as error:
+            raise Unreadable(f"{folder} is not a recording: {error}") from error
+        self.environment: str = about["environment"]
+        self.partitions: dict[str, int] = about["partitions"]
+
+    def records(self, topic: str, partition: int) -> Iterator[Record]:
+        path = self.folder / "topics" / topic / f"{partition}.jsonl"
+        if not path.exists():
+            return
+        for offset, timestamp, key, value, headers in read_lines(path):
+            yield Record(
+                partition, offset, timestamp, _bytes(key), _bytes(value),
+                {name: _bytes(text) or b"" for name, text in headers.items()},
+            )  # fmt: skip
+
+    def rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        path = self.folder / "readmodel" / f"{table}.jsonl"
+        if not path.exists():
+            return None
+        lines = read_lines(path)
+        names = next(lines)
+        return (dict(zip(names, row, strict=True)) for row in lines)
+
+    def history(self) -> Iterator[dict[str, Any]] | None:
+        path = self.folder / "history.jsonl"
+        return read_lines(path) if path.exists() else None
+
+    def close(self) -> None:
+        pass
+
+
+def record(evidence: Evidence, folder: Path) -> None:
+    """Write a recording of all that `evidence` has."""
+    folder.mkdir(parents=True)
+    about = {"environment": evidence.environment, "partitions": evidence.partitions}
+    (folder / "recording.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "readmodel").mkdir()
+    for table in READ_MODEL_TABLES:
+        rows = evidence.rows(table)
+        if rows is None:
+            continue
+        lines: list[Any] = []
+        for row in rows:
+            lines += [list(row)] * (not lines) + [list(row.values())]
+        if lines:
+            write_lines(folder / "readmodel" / f"{table}.jsonl", lines)
+    for topic, partitions in evidence.partitions.items():
+        (folder / "topics" / topic).mkdir(parents=True)
+        for partition in range(partitions):
+            lines = [
+                [one.offset, one.timestamp, _text(one.key), _text(one.value),
+                 {name: _text(value) for name, value in one.headers.items()}]
+                for one in evidence.records(topic, partition)
+            ]  # fmt: skip
+            write_lines(folder / "topics" / topic / f"{partition}.jsonl", lines)
+    history = evidence.history()
+    if history is not None:
+        write_lines(folder / "history.jsonl", history)
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    with path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(msgspec.DecodeError):  # a writer that was killed leaves half a line
+                yield _decode(line)
+
+
+def write_lines(path: Path, lines: Iterable[Any]) -> None:
+    with path.open("wb") as file:
+        for line in lines:
+            file.write(_encode(line) + b"\n")
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode()
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
