@@ -256,6 +256,7 @@ def _open(turn: Turn, command: OpenAccount) -> Outcome:
         limit=command.limit,
         status=command.status,
         expiry=command.expiry,
+        posted=command.posted,
         opened_at=turn.at,
         version=1,
     )

@@ -96,7 +96,9 @@ def authorize(turn: Turn, command: Authorize) -> Outcome:
             )
     response_code = _decline_of(account, command, turn.at)
     approved = command.amount
-    if not response_code:
+    if command.advice_until and command.currency == account.currency:
+        response_code = code.APPROVED
+    elif not response_code:
         available = account.limit - account.posted - account.held
         if approved <= available or approved == 0:
             response_code = code.APPROVED
@@ -127,7 +129,7 @@ def authorize(turn: Turn, command: Authorize) -> Outcome:
         created_at=turn.at,
         authorized=approved,
         authorization_code=authorization_code(new_id),
-        expires_at=turn.at + turn.terms.hold_ms_of(command.merchant) if approved else NO_TIME,
+        expires_at=_expiry_of(turn, command) if approved else NO_TIME,
         merchant=command.merchant,
         verdict=command.verdict or _NO_OPINION,
     )
@@ -141,6 +143,10 @@ def authorize(turn: Turn, command: Authorize) -> Outcome:
         turn.keep(_AUTHORIZE, None, payment)
         turn.tell(PaymentAuthorized, payment, approved, held_by=approved, response_code=response_code)
     return turn.answer(payment, response_code)
+
+
+def _expiry_of(turn: Turn, command: Authorize) -> int:
+    return command.advice_until or turn.at + turn.terms.hold_ms_of(command.merchant)
 
 
 def cancelled(turn: Turn, command: Authorize) -> Outcome:

@@ -49,6 +49,8 @@ class OpenAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="o
     limit: Amount
     expiry: Text = ""
     status: AccountStatus = AccountStatus.ACTIVE
+    posted: Annotated[int, Meta(ge=-AMOUNT_MAX, le=AMOUNT_MAX)] = 0
+    """What the cardholder owes already (< 0: is owed), where the account comes from another system."""
 
 
 class ChangeAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="change_account/1"):
@@ -79,6 +81,9 @@ class Authorize(Command, frozen=True, kw_only=True, omit_defaults=True, tag="aut
     capture: bool = False
     partial_approval: bool = False
     metadata: Metadata = {}
+    advice_until: Annotated[int, Meta(ge=0)] = 0
+    """Set on an advice (ISO 8583, 0120): approved elsewhere already, so it is not declined for the card's
+    state or its money, and held until this event time, ms. No gateway sends one."""
     verdict: Verdict | None = None
     """None on card.requests; risk sets it on account.commands."""
 

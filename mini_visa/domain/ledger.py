@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from mini_visa.domain.events import (
+    AccountOpened,
     AccountPaid,
     CaptureCleared,
     CaptureRejected,
@@ -30,6 +31,8 @@ CLEARING_SUSPENSE: Final = "clearing:suspense"
 INTERCHANGE: Final = "income:interchange"
 SCHEME_FEES: Final = "income:scheme"
 BANK: Final = "settlement:bank"
+OPENING: Final = "opening:balances"
+"""The other side of what accounts brought along from another system."""
 
 NO_MERCHANT: Final = "unnamed"
 """Stands for the merchant where a request named none."""
@@ -150,6 +153,11 @@ def _represent(event: ChargebackRepresented) -> Postings:
     )
 
 
+def _open(event: AccountOpened) -> Postings:
+    account = event.account
+    return _move(account.currency, account.posted, receivable_of(account.account_id), OPENING)
+
+
 def _pay(event: AccountPaid) -> Postings:
     return _move(event.account.currency, event.amount, BANK, receivable_of(event.account.account_id))
 
@@ -165,5 +173,6 @@ _TEMPLATES: Final[dict[type, Callable[[Any], Postings]]] = {
     PaymentRefunded: _refund,
     ChargebackOpened: _charge_back,
     ChargebackRepresented: _represent,
+    AccountOpened: _open,
     AccountPaid: _pay,
 }

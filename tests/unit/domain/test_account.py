@@ -1,5 +1,6 @@
 from mini_visa.domain.commands import OpenAccount, PayAccount
 from mini_visa.domain.events import AccountChanged, AccountOpened, AccountPaid, RequestRefused
+from mini_visa.domain.ledger import postings_of, receivable_of
 from mini_visa.domain.payment import AccountStatus
 from mini_visa.domain.testing import NOON, Host
 
@@ -52,3 +53,20 @@ def test_events_of_an_account_are_numbered_without_a_gap() -> None:
     host.capture(payment)
     host.clear(payment)
     assert [event.seq for event in host.events if hasattr(event, "seq")] == [1, 2, 3, 4]
+
+
+def test_an_account_from_elsewhere_brings_its_balance_along() -> None:
+    host = Host(limit="100.00")
+    for number, posted in enumerate((2_500, -700)):
+        opened = host.send(
+            OpenAccount(
+                account=f"tok_{number}", request_id=f"o{number}", bin="411111", last4="1111",
+                currency="USD", limit=10_000, posted=posted,
+            )
+        )  # fmt: skip
+        assert opened.outcome.account.available == 10_000 - posted
+        [event] = opened.events
+        assert {(p.account, p.amount) for p in postings_of(event)} == {
+            (receivable_of(f"tok_{number}"), posted),
+            ("opening:balances", -posted),
+        }

@@ -258,3 +258,15 @@ def test_what_no_gateway_would_send_is_not_decided(command: dict) -> None:
     whole = {"account": host.account_id, "request_id": "r", "amount": 1, "currency": "USD", "card": card}
     with pytest.raises(InvalidCommand):
         host.send(Authorize(**{**whole, **command}))
+
+
+def test_an_advice_is_held_until_its_own_time_whatever_the_card_could_pay() -> None:
+    host = Host(limit="10.00", status=AccountStatus.BLOCKED)
+    payment = host.authorize("60.00", advice_until=NOON + DAY_S * 1000).outcome.payment
+    assert (payment.status, payment.response_code) == (PaymentStatus.AUTHORIZED, "00")
+    assert (host.account.available, payment.expires_at) == (-5_000, NOON + DAY_S * 1000)
+    assert host.authorize("1.00").outcome.response_code == "62", "only the advice is not declined"
+    assert host.authorize("1.00", currency="EUR", advice_until=NOON + 1).outcome.response_code == "62"
+    host.pass_time(DAY_S)
+    assert [type(event) for event in host.tick()] == [HoldExpired]
+    assert host.account.held == 0
