@@ -12,9 +12,10 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -25,6 +26,7 @@ import typer
 from pydantic import ValidationError
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mini_visa.errors import UserError
@@ -56,6 +58,8 @@ read_model_commands = typer.Typer(
 )
 payment_commands = typer.Typer(no_args_is_help=True, help="Payments.")
 event_commands = typer.Typer(no_args_is_help=True, help="payment.events, the source of truth.")
+letter_commands = typer.Typer(no_args_is_help=True, help="What services could not process, and why.")
+migrate_commands = typer.Typer(no_args_is_help=True, help="From another system to this one.")
 
 RUN, USE, RUN_PARTS = "Run everything", "Use it", "Run and look at its parts"
 app.add_typer(account_commands, name="accounts", rich_help_panel=USE)
@@ -63,6 +67,8 @@ app.add_typer(payment_commands, name="payments", rich_help_panel=USE)
 app.add_typer(event_commands, name="events", rich_help_panel=USE)
 app.add_typer(broker_commands, name="broker", rich_help_panel=RUN_PARTS)
 app.add_typer(topic_commands, name="topics", rich_help_panel=RUN_PARTS)
+app.add_typer(migrate_commands, name="migrate", rich_help_panel=RUN_PARTS)
+app.add_typer(letter_commands, name="dead-letters", rich_help_panel=RUN_PARTS)
 app.add_typer(read_model_commands, name="readmodel", rich_help_panel=RUN_PARTS)
 app.add_typer(key_commands, name="keys", rich_help_panel=RUN_PARTS)
 
@@ -349,6 +355,149 @@ def _kept(config: dict[str, str]) -> str:
     return f"{hours / 24:g} days" if hours >= 24 else f"{hours:g} h"
 
 
+@app.command(rich_help_panel=RUN_PARTS)
+def lag(
+    partitions: Annotated[bool, typer.Option("--partitions", help="A line each, not only sums.")] = False,
+    as_json: Json = False,
+) -> None:
+    """How far every service is behind: records, and the age of the oldest one that waits.
+
+    One record that stays is a transaction's marker, and no work."""
+    from mini_visa import kafka
+
+    found = asyncio.run(kafka.lag(settings(), ages=True))
+    if as_json:
+        print_json([{**asdict(one), "records": one.records, "age_s": _age_s(one.oldest_ms)} for one in found])
+        return
+    groups: dict[tuple[str, str, str], list[kafka.Lag]] = {}
+    for one in found:
+        groups.setdefault((one.group, one.topic, str(one.partition) if partitions else ""), []).append(one)
+    shown = table("group", "topic", "#partition" if partitions else "", "#records", "#oldest (s)")
+    for (group, topic, partition), members in groups.items():
+        age = max((_age_s(member.oldest_ms) for member in members), default=0.0)
+        records = sum(member.records for member in members)
+        shown.add_row(group, topic, partition, f"{records:,}", f"{age:,.1f}")
+    out().print(shown)
+    if not found:
+        out().print("No consumer group of this environment: no service has run yet.")
+
+
+def _age_s(at_ms: int | None) -> float:
+    return 0.0 if at_ms is None else round(max(0.0, time.time() - at_ms / 1000), 1)
+
+
+@migrate_commands.command("import")
+def migrate_import(
+    file: Annotated[Path, typer.Argument(help="Its accounts and open holds: .jsonl or .csv.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file only; needs no Kafka.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take over another system's accounts and open holds. Nothing is sent unless every line is right; again:
+    changes nothing. docs/migration.md has the fields. Exit code 1 when a row was refused."""
+    from mini_visa.migrate.importing import import_file
+
+    with _steps_bar(as_json) as show:
+        done = asyncio.run(import_file(settings(), file, dry_run=dry_run, show=show))
+    if as_json:
+        print_json(msgspec.to_builtins(done))
+    else:
+        console, rows = out(), ", ".join(f"{count:,} {kind}s" for kind, count in done.rows.items())
+        console.print(f"{rows}: every line is right." if dry_run else rows)
+        if not dry_run:
+            console.print(f"{done.imported:,} imported, {done.before:,} by an earlier run")
+            console.print(f"{done.expired:,} holds had ended already, {done.refused:,} rows were refused")
+        for refusal in done.refusals:
+            console.print(f"  {refusal}", markup=False, soft_wrap=True)
+    if done.refused:
+        raise typer.Exit(1)
+
+
+@migrate_commands.command("shadow")
+def migrate_shadow(
+    file: Annotated[Path, typer.Argument(help="Its authorizations, as decided there: .jsonl or .csv.")],
+    speed: Annotated[
+        float, typer.Option(min=0.0, help="Times its own pace. 0: all at once; velocity rules then see that.")
+    ] = 1.0,
+    run: Annotated[str, typer.Option(help="A name; the same again repeats that run's answers.")] = "",
+    agreement: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Exit code 1 below so many percent.")
+    ] = 100.0,
+    differences: Annotated[int, typer.Option(min=0, max=100_000, help="How many to list.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Ask this system for another one's decisions and compare them by code. Use a system of its own for it:
+    what is decided places holds."""
+    from mini_visa.migrate.shadow import shadow
+
+    name = run or secrets.token_hex(4)
+    with _steps_bar(as_json) as show:
+        done = asyncio.run(
+            shadow(settings(), file, run=name, speed=speed, differences_max=differences, show=show)
+        )
+    if as_json:
+        print_json({"run": name, "agreement": done.agreement, **msgspec.to_builtins(done)})
+    else:
+        console = out()
+        shown = table("theirs", "ours", "#how many")
+        for theirs, counts in done.codes.items():
+            for ours, count in counts.items():
+                shown.add_row(theirs, ours, f"{count:,}")
+        console.print(shown)
+        for one in done.differences:
+            why = f" by {', '.join(one.rules)}" if one.rules else ""
+            console.print(
+                f"line {one.line}, {one.id}: {one.theirs} there, {one.ours} here{why}", markup=False
+            )
+        console.print(f"run {name}: {done.agreed:,} of {done.compared:,} agree, {done.agreement:.2f} %")
+    if done.agreement < agreement:
+        raise typer.Exit(1)
+
+
+@letter_commands.command("list")
+def letters_list(
+    every: Annotated[bool, typer.Option("--all", help="Also those that were sent back.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every record that a service could not process, with its reason; never its contents."""
+    from mini_visa.dead_letters import letters
+
+    found = [letter for letter in asyncio.run(letters(settings())) if every or not letter.sent_back]
+    if as_json:
+        print_json([asdict(letter) for letter in found])
+        return
+    shown = table("service", "letter", "given up (UTC)", "from", "#bytes", "sent back", "reason")
+    for letter in found:
+        at = datetime.fromtimestamp(letter.at / 1000, UTC).isoformat(timespec="seconds")[:19]
+        place, back = f"{letter.partition}/{letter.offset}", "yes" if letter.sent_back else ""
+        shown.add_row(
+            letter.service, place, at, letter.source, str(letter.size_bytes), back, escape(letter.reason)
+        )
+    out().print(shown if found else "No dead letters.")
+
+
+@letter_commands.command("send-back")
+def letters_send_back(
+    service: Annotated[str, typer.Argument(help="Whose letters.")],
+    letter: Annotated[
+        str, typer.Argument(help="PARTITION/OFFSET, as `dead-letters list` shows it. Default: all.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Send letters to where they came from, once the cause is mended. Each goes once; what still cannot be
+    read does not go."""
+    from mini_visa.dead_letters import send_back
+
+    partition, slash, offset = letter.partition("/")
+    if letter and not (slash and partition.isdigit() and offset.isdigit()):
+        raise typer.BadParameter("a letter is PARTITION/OFFSET, such as 0/17")
+    chosen = (int(partition), int(offset)) if letter else (None, None)
+    sent = asyncio.run(send_back(settings(), service, partition=chosen[0], offset=chosen[1]))
+    if as_json:
+        print_json([asdict(one) for one in sent])
+    else:
+        out().print(f"{len(sent)} sent back." if sent else "There is none to send back.")
+
+
 @read_model_commands.command("migrate")
 def read_model_migrate(as_json: Json = False) -> None:
     """Make the database's tables, or bring them up to date. Again: does nothing."""
@@ -381,17 +530,9 @@ def read_model_rebuild(
     """Make it anew from the log, beside the one that is read, compare the two, and change them over.
 
     Queries and the projection go on meanwhile. If it ends early, everything is as it was."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from mini_visa.readmodel.rebuild import rebuild
 
-    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=as_json) as progress:
-        bar = progress.add_task("starting", total=None)
-
-        def show(what: str, done: int, total: int) -> None:
-            progress.update(bar, description=what, completed=done, total=total or None)
-
+    with _steps_bar(as_json) as show:
         done = asyncio.run(rebuild(settings(), switch=not check, show=show))
     if as_json:
         print_json(msgspec.to_builtins(done))
@@ -671,6 +812,19 @@ def replay(
             console.print(f"not compared with {skipped}", markup=False, soft_wrap=True)
     if done.differences:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _steps_bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error: what is being done, how many are done, of how many (0: not known)."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("starting", total=None)
+        yield lambda what, done, total: progress.update(
+            bar, description=what, completed=done, total=total or None
+        )
 
 
 @contextlib.contextmanager

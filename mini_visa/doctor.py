@@ -9,11 +9,12 @@ import platform
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mini_visa import kafka, topics, transactions
+from mini_visa import dead_letters, kafka, topics, transactions
 from mini_visa.broker import BrokerError, jars
 from mini_visa.broker.wire import is_free
 from mini_visa.settings import Settings
@@ -170,7 +171,7 @@ async def _cluster(settings: Settings) -> AsyncIterator[Check]:
     yield Check("broker", Verdict.OK, f"{settings.broker}: answers at {servers}")
     yield _topics(settings, found)
     yield await _transactions(settings)
-    yield _dead_letters(found)
+    yield await _dead_letters(settings, found)
     for check in await _lag(settings):
         yield check
     if topics.PAYMENT_EVENTS.name in found:
@@ -214,17 +215,19 @@ async def _transactions(settings: Settings) -> Check:
     return Check("transactions", Verdict.FAIL, listed, remedy)
 
 
-def _dead_letters(found: dict[str, kafka.TopicStatus]) -> Check:
-    letters = {
-        topic.name: topic.records
+async def _dead_letters(settings: Settings, found: dict[str, kafka.TopicStatus]) -> Check:
+    """Those that were not sent back."""
+    services = [
+        service
         for service in topics.SERVICES
         if (topic := found.get(topics.dead_letters(service))) and topic.records
-    }
+    ]
+    letters = Counter(
+        letter.service for letter in await dead_letters.letters(settings, services) if not letter.sent_back
+    )
     if letters:
-        listed = ", ".join(f"{name} {records}" for name, records in letters.items())
-        return Check(
-            "dead letters", Verdict.WARN, listed, "read the headers of its records: they give the reason"
-        )
+        listed = ", ".join(f"{topics.dead_letters(service)} {count}" for service, count in letters.items())
+        return Check("dead letters", Verdict.WARN, listed, "`mini-visa dead-letters list` gives the reasons")
     return Check("dead letters", Verdict.OK, "none")
 
 

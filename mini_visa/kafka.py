@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.conn import create_conn
@@ -33,6 +34,8 @@ from mini_visa.streams.topic import HOUR_MS, AnyTopic
 REQUEST_TIMEOUT_S = 20.0
 REFUSAL_TIMEOUT_S = 5.0
 VISIBLE_TIMEOUT_S = 20.0
+FETCH_WAIT_MS = 200
+STALLED_S = 20.0
 TIMESTAMP_AHEAD_MS_MAX = 60_000
 """The broker refuses a record further in the future: no one record may move a partition's time."""
 DEAD_LETTERS_RETENTION_MS = 30 * 24 * HOUR_MS
@@ -395,6 +398,12 @@ class TopicStatus:
     config: dict[str, str]
 
 
+async def own_configs(settings: Settings, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What was set on each topic itself, not what it has from the brokers."""
+    async with admin(settings) as client:
+        return {name: own for name, (_, own) in (await _configs(client, names)).items()}
+
+
 async def list_topics(settings: Settings, *, internal: bool = False) -> list[TopicStatus]:
     """Every topic of the cluster, by name; `internal` adds Kafka's own."""
     async with admin(settings) as client:
@@ -448,6 +457,60 @@ async def _offsets(
         await consumer.stop()
 
 
+async def committed_records(
+    settings: Settings,
+    topics: Sequence[str],
+    start: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int] | None = None,
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Every committed record of `topics` from `start` (a partition that is not in it: from its first) up
+    to `ends` (of None: where each ends now). Reads without a group, so it disturbs nobody. Raises
+    TimeoutError when the broker delivers nothing for `STALLED_S`."""
+    if not topics:
+        return
+    consumer = AIOKafkaConsumer(
+        **client_options(settings),
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_wait_ms=FETCH_WAIT_MS,
+        max_partition_fetch_bytes=4 << 20,
+    )
+    await consumer.start()
+    try:
+        if ends is None:
+            ends = await end_offsets(settings, topics)
+        consumer.assign(list(ends))
+        consumer.pause(*ends)
+        begins = await consumer.beginning_offsets(list(ends))
+        open_: dict[TopicPartition, int] = {}
+        for partition, end in ends.items():
+            first = max(start.get(partition, 0), begins[partition])
+            if first < end:
+                open_[partition] = end
+        for partition in open_:
+            consumer.seek(partition, max(start.get(partition, 0), begins[partition]))
+            consumer.resume(partition)
+        alive = time.monotonic()
+        while open_:
+            fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(
+                *open_, timeout_ms=FETCH_WAIT_MS
+            )
+            for partition, batch in fetched.items():
+                alive = time.monotonic()
+                for record in batch:
+                    if record.offset < open_[partition]:
+                        yield record
+            for partition in list(open_):
+                # The position passes what holds no record: commit markers, aborted batches.
+                if await consumer.position(partition) >= open_[partition]:
+                    del open_[partition]
+            if time.monotonic() - alive > STALLED_S:
+                raise TimeoutError(f"nothing came from {sorted(map(str, open_))} for {STALLED_S:.0f} s")
+    finally:
+        await asyncio.shield(consumer.stop())
+
+
 async def newest_timestamp_ms(settings: Settings, topic: str) -> int | None:
     """The greatest timestamp among the last records of the topic's partitions; None when it is empty."""
     start, end = await _offsets(settings, [topic])
@@ -477,14 +540,17 @@ class Lag:
     partition: int
     committed: int
     end: int
+    oldest_ms: int | None = None
+    """Time of the oldest of them; None: there is none, or it was not asked for."""
 
     @property
     def records(self) -> int:
         return max(0, self.end - self.committed)
 
 
-async def lag(settings: Settings) -> list[Lag]:
-    """The lag of every consumer group of this environment, by group, topic and partition."""
+async def lag(settings: Settings, *, ages: bool = False) -> list[Lag]:
+    """The lag of every consumer group of this environment, by group, topic and partition; `ages`: with the
+    time of the oldest record that each has before it."""
     async with admin(settings) as client:
         names = sorted(
             group[0]
@@ -495,7 +561,7 @@ async def lag(settings: Settings) -> list[Lag]:
         committed = {name: await client.list_consumer_group_offsets(name) for name in names}
     topics = sorted({partition.topic for offsets in committed.values() for partition in offsets})
     end = await end_offsets(settings, topics)
-    return sorted(
+    found = sorted(
         (
             Lag(name, partition.topic, partition.partition, position.offset, end.get(partition, 0))
             for name, offsets in committed.items()
@@ -503,3 +569,26 @@ async def lag(settings: Settings) -> list[Lag]:
         ),
         key=lambda one: (one.group, one.topic, one.partition),
     )
+    return await _with_ages(settings, found) if ages else found
+
+
+async def _with_ages(settings: Settings, found: list[Lag]) -> list[Lag]:
+    """Reads the first record after each committed offset. A marker is none: nothing follows it, no age."""
+    consumer = AIOKafkaConsumer(
+        **client_options(settings), enable_auto_commit=False, isolation_level="read_committed"
+    )
+    await consumer.start()
+    try:
+        aged = []
+        for one in found:
+            partition = TopicPartition(one.topic, one.partition)
+            oldest = None
+            if one.records:
+                consumer.assign([partition])
+                consumer.seek(partition, one.committed)
+                records = (await consumer.getmany(timeout_ms=FETCH_WAIT_MS, max_records=1)).get(partition)
+                oldest = records[0].timestamp if records else None
+            aged.append(replace(one, oldest_ms=oldest))
+        return aged
+    finally:
+        await consumer.stop()

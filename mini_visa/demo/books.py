@@ -16,7 +16,8 @@ import aiohttp
 import orjson
 from aiokafka import TopicPartition
 
-from mini_visa.demo.evidence import Positions, positions, records, remaining_lag
+from mini_visa.demo.evidence import Positions, positions, remaining_lag
+from mini_visa.kafka import committed_records
 from mini_visa.settings import Settings
 
 REST_TIMEOUT_S: Final = 240.0
@@ -71,7 +72,7 @@ class Books:
     async def read(self, settings: Settings) -> None:
         """Go on to where the topics end now."""
         ends = await positions(settings, TOPICS)
-        async for record in records(settings, TOPICS, self._read):
+        async for record in committed_records(settings, TOPICS, self._read):
             if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                 self._add(record.topic, record.partition, orjson.loads(record.value))
         self._read = ends

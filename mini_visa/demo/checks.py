@@ -17,9 +17,10 @@ from typing import Any, Final
 import orjson
 
 from mini_visa.demo.books import BANK, PAYABLE, Books
-from mini_visa.demo.evidence import Positions, records, remaining_lag
+from mini_visa.demo.evidence import Positions, remaining_lag
 from mini_visa.demo.script import Lane, Script, Step, text_of
 from mini_visa.demo.traffic import Sender, Traffic
+from mini_visa.kafka import committed_records
 from mini_visa.readmodel.rebuild import rebuild
 from mini_visa.settings import Settings
 
@@ -504,7 +505,7 @@ async def rebuilt(settings: Settings) -> Check:
 async def no_dead_letters(settings: Settings, topics: Iterable[str], start: Positions) -> Check:
     names = [name for name in topics if name.endswith(".dead-letters")]
     check = Check("no dead letter", len(names), "topics")
-    async for record in records(settings, names, start):
+    async for record in committed_records(settings, names, start):
         reason = dict(record.headers).get("reason", b"").decode(errors="replace")
         check.wrong(f"{record.topic}/{record.partition}/{record.offset}: {reason}")
     return check
@@ -543,7 +544,7 @@ async def no_pan_in_topics(
 ) -> Check:
     """Keys, values and headers of every record, decompressed."""
     check = Check("no card number in any topic", unit="records")
-    async for record in records(settings, topics, start):
+    async for record in committed_records(settings, topics, start):
         check.looked_at += 1
         parts = (record.key or b"", record.value or b"", *(value for _, value in record.headers))
         for pan in search.find(b"\0".join(parts)):

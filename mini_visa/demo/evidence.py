@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
-from mini_visa.kafka import admin, client_options, end_offsets, lag
+from mini_visa.kafka import admin, committed_records, end_offsets, lag
 from mini_visa.settings import Settings
 
-FETCH_WAIT_MS: Final = 200
-STALLED_S: Final = 20.0
 LAG_TIMEOUT_S: Final = 10.0
 LAG_INTERVAL_S: Final = 0.25
 
@@ -29,55 +27,6 @@ async def topic_names(settings: Settings) -> list[str]:
 async def positions(settings: Settings, topics: Sequence[str]) -> Positions:
     """Where each partition ends now."""
     return await end_offsets(settings, topics)
-
-
-async def records(
-    settings: Settings, topics: Sequence[str], start: Positions
-) -> AsyncIterator[ConsumerRecord]:
-    """Every committed record of `topics` from `start` (a partition that is not in it: from its first) up
-    to where each ends now. Raises TimeoutError when the broker delivers nothing for `STALLED_S`."""
-    if not topics:
-        return
-    consumer = AIOKafkaConsumer(
-        **client_options(settings),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        fetch_max_wait_ms=FETCH_WAIT_MS,
-        max_partition_fetch_bytes=4 << 20,
-    )
-    await consumer.start()
-    try:
-        ends = await end_offsets(settings, topics)
-        consumer.assign(list(ends))
-        consumer.pause(*ends)
-        begins = await consumer.beginning_offsets(list(ends))
-        open_: dict[TopicPartition, int] = {}
-        for partition, end in ends.items():
-            first = max(start.get(partition, 0), begins[partition])
-            if first < end:
-                open_[partition] = end
-        for partition in open_:
-            consumer.seek(partition, max(start.get(partition, 0), begins[partition]))
-            consumer.resume(partition)
-        alive = time.monotonic()
-        while open_:
-            fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(
-                *open_, timeout_ms=FETCH_WAIT_MS
-            )
-            for partition, batch in fetched.items():
-                alive = time.monotonic()
-                for record in batch:
-                    if record.offset < open_[partition]:
-                        yield record
-            for partition in list(open_):
-                # The position passes what holds no record: commit markers, aborted batches.
-                if await consumer.position(partition) >= open_[partition]:
-                    del open_[partition]
-            if time.monotonic() - alive > STALLED_S:
-                raise TimeoutError(f"nothing came from {sorted(map(str, open_))} for {STALLED_S:.0f} s")
-    finally:
-        await consumer.stop()
 
 
 async def remaining_lag(settings: Settings, groups: int) -> tuple[int, dict[str, int]]:
@@ -104,7 +53,7 @@ async def remaining_lag(settings: Settings, groups: int) -> tuple[int, dict[str,
     for (group, partition), committed in behind.items():
         # What is between may be commit markers only, which no consumer can commit past.
         count = 0
-        async for record in records(settings, [partition.topic], {partition: committed}):
+        async for record in committed_records(settings, [partition.topic], {partition: committed}):
             count += record.partition == partition.partition and record.offset < goal[partition]
         if count:
             left[f"{group} {partition.topic}/{partition.partition}"] = count

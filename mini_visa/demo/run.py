@@ -23,6 +23,7 @@ from mini_visa.demo.cards import TEST_CARD_LIMIT, TEST_CARDS
 from mini_visa.demo.report import Report
 from mini_visa.demo.traffic import CONNECTIONS, Sender, Traffic
 from mini_visa.errors import UserError
+from mini_visa.kafka import committed_records
 from mini_visa.settings import Settings
 from mini_visa.supervisor import logs, ports
 from mini_visa.supervisor.display import Display
@@ -270,7 +271,7 @@ async def _evidence(
     with _progress(console, "reading events, balances and topics", 5) as done:
         lag = await checks.no_lag(settings, GROUPS)
         done(1)
-        events = await checks.history(evidence.records(settings, ["payment.events"], start), run_id)
+        events = await checks.history(committed_records(settings, ["payment.events"], start), run_id)
         found = [checks.events_once(lines, traffic, events), checks.payments_of(events, lines)]
         done(1)
         found += await checks.balances(lines, events, sender)

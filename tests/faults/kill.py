@@ -38,6 +38,7 @@ from mini_visa.demo.model import VELOCITY_COUNT
 from mini_visa.demo.report import show_checks
 from mini_visa.demo.script import text_of
 from mini_visa.demo.traffic import Sender
+from mini_visa.kafka import committed_records
 from mini_visa.settings import Settings
 from mini_visa.supervisor.system import GATEWAY, GROUPS, SERVICES, Service, System
 
@@ -335,7 +336,7 @@ def _times(recoveries: list[Recovery]) -> dict[str, dict[str, float]]:
 
 async def _account_for(load: Load, sender: Sender, settings: Settings) -> list[Check]:
     lag = await no_lag(settings, GROUPS)
-    found = await history(evidence.records(settings, ["payment.events"], {}), "kill-")
+    found = await history(committed_records(settings, ["payment.events"], {}), "kill-")
     topics = await evidence.topic_names(settings)
     return [
         _promises(load),

@@ -18,9 +18,9 @@ from whole_system import Up, make_home
 from mini_visa import topics
 from mini_visa.demo.cards import card_numbers
 from mini_visa.demo.checks import PanSearch, no_pan_in_files
-from mini_visa.demo.evidence import records, topic_names
+from mini_visa.demo.evidence import topic_names
 from mini_visa.domain.commands import RecordClearing
-from mini_visa.kafka import client_options, end_offsets
+from mini_visa.kafka import client_options, committed_records, end_offsets
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import AnyTopic
 
@@ -474,7 +474,7 @@ async def test_garbage_in_a_topic_is_dead_lettered_and_what_follows_is_processed
     while not found:
         found = [
             letter
-            async for letter in records(settings, [letters], before)
+            async for letter in committed_records(settings, [letters], before)
             if dict(letter.headers)["source"] == source
         ]
         assert time.monotonic() < deadline, "no dead letter came"
@@ -510,7 +510,7 @@ async def test_no_card_number_is_in_any_topic_or_file(
     search = PanSearch([], pans)
     assert pans
     count = 0
-    async for record in records(settings, await topic_names(settings), {}):
+    async for record in committed_records(settings, await topic_names(settings), {}):
         count += 1
         parts = (record.key or b"", record.value or b"", *(value for _, value in record.headers))
         assert not list(search.find(b"\0".join(parts))), f"{record.topic}/{record.partition}/{record.offset}"

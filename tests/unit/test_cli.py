@@ -230,7 +230,7 @@ def test_every_command_that_a_text_of_the_program_names_exists():
     known = {path for path, _ in _all_commands()}
     groups = {path[0] for path in known}
     for source in (ROOT / "mini_visa").rglob("*.py"):
-        for first, second in re.findall(r"[`:] ?mini-visa ([a-z]+)(?: ([a-z]+))?", source.read_text()):
+        for first, second in re.findall(r"[`:] ?mini-visa ([a-z-]+)(?: ([a-z-]+))?", source.read_text()):
             assert first in groups, (source, first)
             assert (first,) in known or not second or (first, second) in known, (source, first, second)
 
