@@ -19,7 +19,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
 from mini_visa.settings import Settings
-from mini_visa.streams.app import collect_garbage_seldom
+from mini_visa.streams.app import collect_garbage_seldom, keep_freed_memory
 from mini_visa.streams.commit import Transactions
 from mini_visa.streams.processor import BatchResult, Execution, Processor
 from mini_visa.streams.store import PROGRESS_VERSION, Applied, Identity, Progress, RocksStore, encode_progress
@@ -155,6 +155,7 @@ async def measure(name: str, *, records: int, reps: int, command: str) -> Result
     processor, setup, make = _w1() if name == "w1" else _service(name)
     entries = list(make(records))
     collect_garbage_seldom()
+    keep_freed_memory()
     passes: list[Pass] = []
     last: list[BatchResult] = []
     for _ in range(reps):
