@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     """Static group membership: the pod's name. "": the service's name (one worker a service)."""
     batch_records_max: int = Field(4_000, ge=1, le=100_000)
     batch_bytes_max: int = Field(4 << 20, ge=1 << 10, le=64 << 20)
+    rest_s: float = Field(0.25, ge=0.0, le=60.0)
+    """Ledger, clearing and reversal, which no client waits for, take what has come since this long ago at
+    once: larger batches under load. What comes after a quiet moment does not wait; a backlog neither."""
     session_timeout_s: float = Field(10.0, ge=1.0, le=300.0)
     transaction_timeout_s: float = Field(10.0, ge=1.0, le=300.0)
     drain_timeout_s: float = Field(20.0, ge=1.0, le=600.0)

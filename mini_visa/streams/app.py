@@ -144,16 +144,18 @@ class App(faust.App):  # type: ignore[misc]
         sinks: Sequence[AnyTopic] = (),
         tick: Callable[[], Any] | None = None,
         name: str | None = None,
+        rest_s: float = 0.0,
     ) -> Callable[[Handler], Processor]:
         """Make the decorated handler a processor of this service, named after it unless `name` is given.
 
         The name is part of the consumer group, of the transactional ids and of the changelog: renaming a
-        processor starts it anew, with empty tables, at the beginning of its source.
+        processor starts it anew, with empty tables, at the beginning of its source. `rest_s`: see
+        `Processor`.
         """
 
         def register(handler: Handler) -> Processor:
             processor = Processor(
-                name or handler.__name__, source, handler, tuple(tables), tuple(sinks), tick
+                name or handler.__name__, source, handler, tuple(tables), tuple(sinks), tick, rest_s
             )
             assert processor.name not in self.processors, f"{self.service}: two processors {processor.name}"
             for other in self.processors.values():

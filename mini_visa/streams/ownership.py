@@ -318,6 +318,7 @@ class Ownership:
     async def _fetch(self, position: int) -> None:
         """Keep the inbox filled. The position is this task's own: nothing else can move it."""
         bytes_max = min(FETCH_BYTES_MAX, self.plan.settings.batch_bytes_max)
+        rest_s = self.plan.processor.rest_s
         while True:
             while len(self._inbox) >= INBOX_CHUNKS_MAX:
                 self._room.clear()
@@ -334,6 +335,8 @@ class Ownership:
             if chunk.records:
                 self._inbox.append(chunk)
                 self._arrival.set()
+                if rest_s and chunk.size_bytes < bytes_max // 2:
+                    await asyncio.sleep(rest_s)
 
     async def _run(self) -> None:
         """One batch after the other: whatever has arrived, no waiting for company."""
