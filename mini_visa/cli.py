@@ -209,8 +209,18 @@ def clearing_house() -> None:
     from mini_visa import log_format
     from mini_visa.clearing_house.app import run
 
-    log_format.configure(settings().log_level)
-    run(settings())
+    configured = settings()
+    log_format.configure(configured.log_level)
+    try:
+        run(configured)
+    except OSError as failure:
+        if failure.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            raise
+        raise UserError(
+            f"The clearing house cannot listen on {configured.clearing_house_host}:"
+            f"{configured.clearing_house_port} ({failure.strerror}). Choose another: "
+            "MINI_VISA_CLEARING_HOUSE_PORT=8091."
+        ) from failure
 
 
 @app.command(rich_help_panel=RUN_PARTS)

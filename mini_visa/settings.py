@@ -128,7 +128,8 @@ class Settings(BaseSettings):
     machine."""
     clearing_house_host: str = "127.0.0.1"
     clearing_house_port: int = Field(8090, ge=0, le=65535)
-    """Of the clearing house that comes with this project; `up` and `demo` take another if it is in use."""
+    """Of the clearing house that comes with this project. `up` and `demo` take any free one unless this is
+    set."""
     clearing_rejections: float = Field(0.0, ge=0.0, le=1.0)
     """Share of presentments that this clearing house rejects."""
     clearing_lost_answers: float = Field(0.0, ge=0.0, le=1.0)
