@@ -931,6 +931,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader (`| head`) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if not _concerns_home(error):
+            raise
+        _fail(f"{error.filename}: {error.strerror}. Set MINI_VISA_HOME to a directory of yours with room.", 1)
     except Exception as error:
         if type(error).__module__ != "aiokafka.errors":  # known without importing it for every command
             raise
@@ -938,6 +942,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _concerns_home(error: OSError) -> bool:
+    """Whether a file or directory of MINI_VISA_HOME, or one above it, could not be used."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    path, home = Path(error.filename), settings().home
+    return path.is_relative_to(home) or home.is_relative_to(path)
 
 
 def _setting_errors(invalid: ValidationError) -> list[str]:
