@@ -66,7 +66,7 @@ class State(StrEnum):
 
 
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
-    State.NEW: frozenset({State.FENCING, State.RELEASING}),
+    State.NEW: frozenset({State.FENCING, State.RELEASING, State.POISONED}),
     State.FENCING: frozenset({State.RESTORING, State.RELEASING, State.POISONED}),
     State.RESTORING: frozenset({State.RUNNING, State.RELEASING, State.POISONED}),
     State.RUNNING: frozenset({State.DRAINING, State.POISONED}),
@@ -460,13 +460,15 @@ class Ownership:
         self._on_failure(f"{self.name} ({where})", error)
 
     def _become(self, state: State) -> None:
-        assert state in TRANSITIONS[self.state] or state is State.POISONED, (
+        assert state in TRANSITIONS[self.state], (
             f"{self.name}: {self.state} -> {state} is not a way an ownership can go"
         )
         log.debug("%s: %s -> %s", self.name, self.state, state)
-        processor, partition = self.plan.processor.name, str(self.partition)
-        metrics.STATE.labels(processor, partition, self.state).set(0)
-        metrics.STATE.labels(processor, partition, state).set(1)
+        where = self.plan.processor.name, str(self.partition)
+        if self.state is not State.NEW:
+            metrics.STATE.remove(*where, self.state)
+        if state is not State.RELEASED:
+            metrics.STATE.labels(*where, state).set(1)
         self.state = state
 
 
