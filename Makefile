@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean
+.PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean manifests
 .DELETE_ON_ERROR:
 
 help: ## Show this help
@@ -62,6 +62,10 @@ types: setup ## Static types, strictly
 
 docs: setup ## Write docs/configuration.md from the settings
 	$(BIN)/python scripts/configuration.py
+
+manifests: setup ## Write what of deploy/k8s follows from the program, and check all of it
+	$(BIN)/python scripts/manifests.py
+	$(BIN)/pytest tests/kubernetes $(ARGS)
 
 bench: setup ## Throughput and latency against the floors
 	$(BIN)/python -m tests.bench $(ARGS)

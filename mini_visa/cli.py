@@ -209,18 +209,8 @@ def clearing_house() -> None:
     from mini_visa import log_format
     from mini_visa.clearing_house.app import run
 
-    configured = settings()
-    log_format.configure(configured.log_level)
-    try:
-        run(configured)
-    except OSError as failure:
-        if failure.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
-            raise
-        raise UserError(
-            f"The clearing house cannot listen on {configured.clearing_house_host}:"
-            f"{configured.clearing_house_port} ({failure.strerror}). Choose another: "
-            "MINI_VISA_CLEARING_HOUSE_PORT=8091."
-        ) from failure
+    log_format.configure(settings().log_level)
+    run(settings())
 
 
 @app.command(rich_help_panel=RUN_PARTS)
@@ -646,6 +636,34 @@ def authorize(
     print_json(payment) if as_json else _show_payment(payment)
 
 
+@app.command(rich_help_panel=USE)
+def load(
+    rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Authorizations a second.")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long. 0: until Ctrl-C.")] = 60.0,
+    cards: Annotated[int, typer.Option(min=1, max=100_000, help="Accounts to open and use.")] = 100,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = "",
+    as_json: Json = False,
+) -> None:
+    """Authorize at a steady rate with made-up cards. What gets no answer is asked for again, under the same
+    request id. Exit code 1 when anything stayed without an answer."""
+    from mini_visa.demo.load import Load, run
+
+    console = Console(stderr=True, highlight=False)
+
+    def show(so_far: Load) -> None:
+        done = so_far.document()
+        console.print(
+            f"{done['seconds']:7.0f} s  {done['answered']:8,} answered  {done['per_s']:8,.1f}/s  "
+            f"{done['unanswered']} without an answer"
+        )
+
+    done = asyncio.run(run(url, rate=rate, seconds=seconds, cards=cards, api_key=api_key, show=show))
+    print_json(done.document()) if as_json else _show(done.document())
+    if done.unanswered or not done.answers:
+        raise typer.Exit(1)
+
+
 @payment_commands.command("show")
 def payments_show(
     payment_id: Annotated[str, typer.Argument(help="Such as pay_...")],
@@ -931,10 +949,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader (`| head`) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        if not _concerns_home(error):
-            raise
-        _fail(f"{error.filename}: {error.strerror}. Set MINI_VISA_HOME to a directory of yours with room.", 1)
     except Exception as error:
         if type(error).__module__ != "aiokafka.errors":  # known without importing it for every command
             raise
@@ -942,14 +956,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
-
-
-def _concerns_home(error: OSError) -> bool:
-    """Whether a file or directory of MINI_VISA_HOME, or one above it, could not be used."""
-    if not isinstance(error.filename, str | os.PathLike):
-        return False
-    path, home = Path(error.filename), settings().home
-    return path.is_relative_to(home) or home.is_relative_to(path)
 
 
 def _setting_errors(invalid: ValidationError) -> list[str]:

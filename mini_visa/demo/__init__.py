@@ -12,4 +12,5 @@ and every balance must be with a model of its own. Nothing here imports the doma
     checks.py   holds answers, events, balances and logs against one another
     report.py   the closing table
     run.py      the command
+    load.py     `mini-visa load`, for clusters: authorizations at a steady rate, each of them answered
 """

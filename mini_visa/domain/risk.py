@@ -186,7 +186,7 @@ def rule_of(put: PutRule) -> Rule:
     return msgspec.structs.replace(rule, response_code=code)
 
 
-class Velocity(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Velocity(msgspec.Struct, frozen=True, array_like=True):
     """What is remembered of a card: a sparse ring of buckets for each metric and window."""
 
     until: int = 0

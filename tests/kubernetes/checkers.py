@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import yaml
 
 ROOT: Final = Path(__file__).parents[2]
 SOURCES: Final = ROOT / "tests" / "kubernetes" / "tools"
@@ -99,6 +100,43 @@ def core_schemas(version: str, kinds: Iterable[tuple[str, str]], folder: Path) -
             schema = json.loads((source / file).read_text())
             (folder / file).write_text(json.dumps(_complete(schema, shared)))
     return f"{folder}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+
+
+def custom_schemas(folder: Path) -> tuple[str, ...]:
+    """Locations of the schemas of custom resources, for kubeconform: those that are ready to use, and in
+    `folder` those of the definitions that have none."""
+    ready = definitions() / "crd-schemas"
+    for file in sorted((definitions() / "crds").glob("*.yaml")):
+        if "external-secrets" in file.name:  # the one collection that crd-schemas lacks
+            for definition in yaml.load_all(file.read_text(), yaml.CSafeLoader):
+                _write_schemas(definition, folder)
+    return tuple(
+        f"{place}/{{{{.Group}}}}/{{{{.ResourceKind}}}}_{{{{.ResourceAPIVersion}}}}.json"
+        for place in (ready, folder)
+    )
+
+
+def _write_schemas(definition: dict[str, Any] | None, folder: Path) -> None:
+    if not definition or definition["kind"] != "CustomResourceDefinition":
+        return
+    group, kind = definition["spec"]["group"], definition["spec"]["names"]["kind"].lower()
+    (folder / group).mkdir(exist_ok=True)
+    for version in definition["spec"]["versions"]:
+        schema = _closed(version["schema"]["openAPIV3Schema"])
+        (folder / group / f"{kind}_{version['name']}.json").write_text(json.dumps(schema))
+
+
+def _closed(node: Any) -> Any:
+    """The same, refusing what it does not name, as the API server does with strict validation."""
+    if isinstance(node, list):
+        return [_closed(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    closed = {key: _closed(value) for key, value in node.items()}
+    open_ended = node.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in node
+    if isinstance(node.get("properties"), dict) and node.get("type") == "object" and not open_ended:
+        closed["additionalProperties"] = False
+    return closed
 
 
 def _complete(schema: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ NOT_IN_A_CLUSTER: Final = {
     "gateway_id": "follows from the pod's name",
 }
 """Settings that no manifest names, and why."""
+OPTIONS: Final = ("api_key", "url")
+"""Options of commands that are variables too, and no settings."""
 ONLY_WITH_TLS: Final = ("kafka_ca_file", "kafka_cert_file", "kafka_key_file")
 MADE_ELSEWHERE: Final = {
     "database": "components/generated-secrets, or an ExternalSecret",
@@ -317,6 +319,14 @@ def the_quota_is_enough(manifests: list[Manifest]) -> Iterator[str]:
                     default=0,
                 )
                 needed[f"{kind}.{what}"] = needed.get(f"{kind}.{what}", 0) + pods * max(together, first)
+    for pool in of_kind(manifests, "KafkaNodePool"):
+        spec = pool["spec"]
+        needed["pods"] += spec["replicas"]
+        needed["persistentvolumeclaims"] += spec["replicas"]
+        needed["requests.storage"] += spec["replicas"] * quantity(spec["storage"]["volumes"][0]["size"])
+        for kind in ("requests", "limits"):
+            for what in ("cpu", "memory"):
+                needed[f"{kind}.{what}"] += spec["replicas"] * quantity(spec["resources"][kind][what])
     for claim in of_kind(manifests, "PersistentVolumeClaim"):
         needed["persistentvolumeclaims"] += 1
         needed["requests.storage"] += quantity(claim["spec"]["resources"]["requests"]["storage"])
@@ -380,7 +390,7 @@ def settings_are_the_programs(manifests: list[Manifest]) -> Iterator[str]:
         return
     named = {name.removeprefix(PREFIX).lower() for name in variables_of(manifests)}
     known = set(Settings.model_fields)
-    for name in sorted(named - known):
+    for name in sorted(named - known - set(OPTIONS)):
         yield f"{PREFIX}{name.upper()} is not a setting"
     for name in sorted(known - named - set(NOT_IN_A_CLUSTER)):
         if tls or name not in ONLY_WITH_TLS:

@@ -1,0 +1,94 @@
+"""What is written by scripts/manifests.py: it is up to date, and says what the program needs."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkers import ROOT
+from manifests import manifests_of, of_kind, only
+
+from mini_visa import topics
+from mini_visa.kafka import plan
+
+pytestmark = pytest.mark.timeout(900)  # the first test builds its checker, once for ever
+
+WRITER: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "manifests.py"))
+
+
+@pytest.mark.parametrize("path", WRITER["files"](), ids=lambda path: path.name)
+def test_the_file_is_what_the_program_says(path: Path):
+    assert path.read_text() == WRITER["files"]()[path], "run `make manifests`"
+
+
+def test_every_declared_topic_is_a_resource_with_its_configuration():
+    made = {one["metadata"]["name"]: one["spec"] for one in of_kind(manifests_of("production"), "KafkaTopic")}
+    settings = WRITER["settings"]()
+    for topic in topics.ALL:
+        wanted, spec = plan(settings, topic), made[topic.name]
+        assert (spec["partitions"], spec["replicas"]) == (wanted.partitions, wanted.replication) and spec[
+            "replicas"
+        ] == 3
+        shown = {
+            key: str(value).lower() if value is False else str(value) for key, value in spec["config"].items()
+        }
+        assert shown == wanted.config
+        assert spec["config"]["min.insync.replicas"] == 2
+    assert {topics.dead_letters(service) for service in topics.SERVICES} <= made.keys()
+
+
+def rights_of(user: str) -> dict[tuple[str, str], set[str]]:
+    """(kind, name) -> operations other than Describe."""
+    spec = only(manifests_of("production"), "KafkaUser", user)["spec"]
+    assert spec["authentication"] == {"type": "tls"}
+    return {
+        (rule["resource"]["type"], rule["resource"]["name"]): set(rule["operations"]) - {"Describe"}
+        for rule in spec["authorization"]["acls"]
+    }
+
+
+def test_the_source_of_truth_has_one_writer():
+    users = {one["metadata"]["name"] for one in of_kind(manifests_of("production"), "KafkaUser")}
+    assert users == {"gateway", *topics.SERVICES}
+    writers = {user for user in users if "Write" in rights_of(user).get(("topic", "payment.events"), set())}
+    assert writers == {"authorization"}
+
+
+def test_a_worker_may_do_what_it_does_and_no_more():
+    assert rights_of("reversal") == {
+        ("topic", "payment.events"): {"Read"},
+        ("topic", "account.commands"): {"Write"},
+        ("topic", "clearing.submissions"): {"Write"},
+        ("topic", "payment.sagas"): {"Write"},
+        ("topic", "reversal.dead-letters"): {"Write", "DescribeConfigs"},
+        ("topic", "live.reversal.compensate.changelog"): {"Read", "Write", "DescribeConfigs"},
+        ("transactionalId", "live.reversal.compensate."): {"Write"},
+        ("group", "live.reversal.compensate"): {"Read"},
+    }
+
+
+def test_the_gateway_may_not_read_what_others_are_told():
+    assert rights_of("gateway") == {
+        ("topic", "card.requests"): {"Write"},
+        ("topic", "account.commands"): {"Write"},
+        ("topic", "gateway.replies"): {"Read"},
+    }
+
+
+@pytest.mark.parametrize("service", topics.SERVICES)
+def test_workers_scale_as_the_guide_says_and_come_down_slower(service: str):
+    spec = only(manifests_of("production"), "ScaledObject", service)["spec"]
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (2, 20)
+    behaviour = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert behaviour["scaleUp"]["policies"] == [{"type": "Percent", "value": 100, "periodSeconds": 30}]
+    assert behaviour["scaleDown"]["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": 300}]
+    triggers = {one.get("name", one["type"]): one for one in spec["triggers"]}
+    assert triggers["cpu"]["metadata"]["value"] == "70" and triggers["memory"]["metadata"]["value"] == "80"
+    assert (
+        "+ 5)" in triggers["lag"]["metadata"]["query"]
+        and "> bool 60)" in triggers["lag"]["metadata"]["query"]
+    )
+    assert "+ 2)" in triggers["throughput"]["metadata"]["query"]
+    assert "> bool 10000)" in triggers["throughput"]["metadata"]["query"]
