@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean manifests
+.PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean manifests cluster
 .DELETE_ON_ERROR:
 
 help: ## Show this help
@@ -66,6 +66,10 @@ docs: setup ## Write docs/configuration.md from the settings
 manifests: setup ## Write what of deploy/k8s follows from the program, and check all of it
 	$(BIN)/python scripts/manifests.py
 	$(BIN)/pytest tests/kubernetes $(ARGS)
+
+cluster: setup ## A real Kubernetes API server takes every overlay; it is built once, which takes minutes
+	scripts/cluster/build
+	$(BIN)/pytest tests/kubernetes/test_cluster.py $(ARGS)
 
 bench: setup ## Throughput and latency against the floors
 	$(BIN)/python -m tests.bench $(ARGS)

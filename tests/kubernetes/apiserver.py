@@ -28,12 +28,16 @@ NAMES: Final = ("etcd", "kube-apiserver", "kubectl")
 def binaries() -> Path:
     """The folder of the programs. Skips the test where they are not built and nobody asked for it: it takes
     many minutes, once (`make cluster`, or MINI_VISA_CLUSTER=build)."""
-    built = [folder for folder in (cache() / "cluster").glob("v*") if all((folder / n).exists() for n in NAMES)]
+    built = [
+        folder for folder in (cache() / "cluster").glob("v*") if all((folder / n).exists() for n in NAMES)
+    ]
     if os.environ.get("MINI_VISA_CLUSTER") == "build" or built:
         done = subprocess.run([BUILD], capture_output=True, text=True, timeout=3_000, check=False)
         assert done.returncode == 0, done.stderr
         return Path(done.stdout.splitlines()[-1])
-    pytest.skip("level 2, a real API server, is not run: it is not built here. Build and run it: make cluster")
+    pytest.skip(
+        "level 2, a real API server, is not run: it is not built here. Build and run it: make cluster"
+    )
 
 
 def _free_port() -> int:
@@ -86,7 +90,9 @@ class ApiServer:
             f"--listen-peer-urls=http://127.0.0.1:{peers}", f"--initial-advertise-peer-urls=http://127.0.0.1:{peers}",
             f"--initial-cluster=default=http://127.0.0.1:{peers}")  # fmt: skip
         key, public = self.folder / "accounts.key", self.folder / "accounts.pub"
-        subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            ["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True, timeout=60
+        )
         subprocess.run(["openssl", "rsa", "-in", key, "-pubout", "-out", public],
             check=True, capture_output=True, timeout=60)  # fmt: skip
         token, tokens = secrets.token_hex(24), self.folder / "tokens.csv"
@@ -122,7 +128,9 @@ class ApiServer:
 
     def _log(self) -> str:
         return "\n".join(
-            line for path in self.folder.glob("*.log") for line in path.read_text(errors="replace").splitlines()[-8:]
+            line
+            for path in self.folder.glob("*.log")
+            for line in path.read_text(errors="replace").splitlines()[-8:]
         )
 
     def kubectl(self, *arguments: str, manifests: str = "") -> Done:
@@ -139,7 +147,9 @@ class ApiServer:
 
     def define(self, wanted: set[tuple[str, str]]) -> None:
         """The CustomResourceDefinitions of (group, kind)s."""
-        found = [one for file in sorted((definitions() / "crds").glob("*.yaml")) for one in read(file.read_text())]
+        found = [
+            one for file in sorted((definitions() / "crds").glob("*.yaml")) for one in read(file.read_text())
+        ]
         chosen = [one for one in found if _defines(one) in wanted]
         missing = wanted - {_defines(one) for one in chosen}
         assert not missing, f"no definition of {missing}"
