@@ -140,7 +140,18 @@ async def hanging(settings: Settings, *, after_s: float | None = None) -> list[H
         if state.producer_id in wanted:
             history[state.producer_id].append(state)
     decided = [Hanging(found, decide(found, history[found.producer_id])) for found in old]
-    return [found for found in decided if found.decision is not Decision.OPEN]
+    ended = [found for found in decided if found.decision is not Decision.OPEN]
+    if not ended:
+        return []
+    # A coordinator writes that a transaction is ended when all its markers are there. One that it ended
+    # between our two looks was open in the first: what counts is what is open still.
+    async with admin(settings) as client:
+        still = {(found.partition, found.producer_id, found.start_offset) for found in await _open(client)}
+    return [
+        found
+        for found in ended
+        if (found.open.partition, found.open.producer_id, found.open.start_offset) in still
+    ]
 
 
 async def _open(client: AIOKafkaAdminClient) -> list[Open]:
