@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
+# Test files at a time. Half of the tests' time is waiting: for sessions to end, for brokers to start.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean manifests cluster
@@ -27,8 +29,8 @@ demo: setup ## The whole system at work, until Ctrl-C; ONCE=1: ends by itself, n
 up: setup ## The whole system, until Ctrl-C
 	@$(BIN)/mini-visa up $(ARGS)
 
-test: setup ## All tests (ARGS="-k expiry" for some)
-	$(BIN)/pytest $(ARGS)
+test: setup ## All tests (ARGS="-k expiry" for some; JOBS=1: one after the other)
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 unit: setup ## Tests without a broker
 	$(BIN)/pytest tests/unit tests/property $(ARGS)
