@@ -230,6 +230,9 @@ def dead_letters_plan(settings: Settings, service: str, partitions: int | None =
     config = {
         "cleanup.policy": "delete",
         "retention.ms": str(DEAD_LETTERS_RETENTION_MS),
+        # Kept from when they were buried on: a partition that has seen nothing but garbage has no event time,
+        # and what is of 1970 would be deleted at once. The record's own time is in a header.
+        "message.timestamp.type": "LogAppendTime",
         "max.message.bytes": str(DEAD_LETTER_BYTES_MAX),
     }
     name = declared.dead_letters(service)
