@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import time
@@ -31,11 +32,16 @@ from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import HOUR_MS, AnyTopic
 
+log = logging.getLogger(__name__)
+
 REQUEST_TIMEOUT_S = 20.0
 REFUSAL_TIMEOUT_S = 5.0
 VISIBLE_TIMEOUT_S = 20.0
 FETCH_WAIT_MS = 200
 STALLED_S = 20.0
+BROKER_PATIENCE_S = 60.0
+"""How long a service that starts waits for a broker that does not answer."""
+BROKER_RETRY_S = 0.25
 TIMESTAMP_AHEAD_MS_MAX = 60_000
 """The broker refuses a record further in the future: no one record may move a partition's time."""
 DEAD_LETTERS_RETENTION_MS = 30 * 24 * HOUR_MS
@@ -144,6 +150,24 @@ async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
         yield client
     finally:
         await client.close()
+
+
+async def await_broker(settings: Settings, patience_s: float = BROKER_PATIENCE_S) -> None:
+    """Returns once a broker answers: one that restarts is away for some seconds, and whoever starts in that
+    time has nothing to give up for. Raises BrokerError when none has answered for `patience_s`."""
+    deadline = time.monotonic() + patience_s
+    complained = False
+    while True:
+        try:
+            async with admin(settings):
+                return
+        except BrokerError as failure:
+            if time.monotonic() > deadline:
+                raise
+            if not complained:
+                log.warning("%s Trying again for %d s.", failure, patience_s)
+                complained = True
+        await asyncio.sleep(BROKER_RETRY_S)
 
 
 @asynccontextmanager

@@ -29,7 +29,7 @@ from mini_visa.domain.clearing import (
 from mini_visa.domain.commands import RecordClearing
 from mini_visa.domain.messages import Undecodable
 from mini_visa.errors import UserError
-from mini_visa.kafka import admin, client_options
+from mini_visa.kafka import admin, await_broker, client_options
 from mini_visa.settings import Settings
 
 SERVICE: Final = "connector"
@@ -77,6 +77,7 @@ class Connector:
         """Raises `ConnectorStopped` with one line that says what to do."""
         settings = self._settings
         source, sink = topics.CLEARING_SUBMISSIONS.name, topics.ACCOUNT_COMMANDS.name
+        await await_broker(settings)
         async with admin(settings) as client:  # aiokafka's consumer waits for a topic for ever
             missing = {source, sink, topics.dead_letters(SERVICE)} - set(await client.list_topics())
         if missing:

@@ -21,7 +21,7 @@ from mini_visa.gateway.routes import ROUTES
 from mini_visa.gateway.server import expect, server
 from mini_visa.gateway.service import Gateway
 from mini_visa.gateway.token_keys import load_tokenizer, token_keys_file
-from mini_visa.kafka import client_options
+from mini_visa.kafka import await_broker, client_options
 from mini_visa.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ async def _connected(app: web.Application) -> AsyncIterator[None]:
     gateway = app[GATEWAY]
     opening = asyncio.create_task(gateway.open_read_model())
     try:
+        await await_broker(gateway.settings)
         await gateway.exchange.start()
         gateway.vigil.start(gateway.exchange.partitions)
         yield

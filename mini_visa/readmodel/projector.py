@@ -21,7 +21,7 @@ from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitio
 from aiokafka.errors import IllegalStateError, KafkaError, OffsetOutOfRangeError
 
 from mini_visa.errors import UserError
-from mini_visa.kafka import admin, client_options
+from mini_visa.kafka import admin, await_broker, client_options
 from mini_visa.readmodel.apply import Applied, Applier, Batch, PositionMoved, checksum
 from mini_visa.readmodel.database import Database, first_line, is_connection_lost
 from mini_visa.readmodel.views import ALL, View
@@ -144,6 +144,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _start(self) -> None:
         names = list(self._views)
+        await await_broker(self._settings)
         await check_topics(self._settings, [*names, dead_letters(SERVICE)])
         self._consumer = AIOKafkaConsumer(
             **client_options(self._settings),

@@ -11,7 +11,8 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from mini_visa import topics
-from mini_visa.kafka import apply_topics, changelog_plan, dead_letters_plan
+from mini_visa.errors import UserError
+from mini_visa.kafka import apply_topics, await_broker, changelog_plan, dead_letters_plan
 from mini_visa.settings import Settings
 from mini_visa.streams import metrics
 from mini_visa.streams.membership import Membership
@@ -199,6 +200,10 @@ async def make_plans(
     Raises `Fatal` when a topic is missing or two topics that must be co-partitioned are not.
     """
     processors = list(processors)
+    try:
+        await await_broker(settings)
+    except UserError as error:
+        raise Fatal(str(error)) from None
     wire = Wire(f"{settings.environment}.{service}", client_options)
     await wire.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -13,6 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from mini_visa import kafka, topics
 from mini_visa.broker import BrokerError
 from mini_visa.kafka import TopicError, TopicPlan
+from tests.faults.network import Proxy
 
 pytestmark = pytest.mark.broker
 
@@ -131,6 +133,18 @@ class TestPositions:
         assert await kafka.newest_timestamp_ms(settings, plan.name) == 1_700_000_000_002
 
 
+class TestDeadLetters:
+    async def test_they_are_kept_from_when_they_were_buried_on(self, broker, settings_for, environment):
+        """Not from the time of what they are about: that may be none, and older than anything is kept."""
+        settings = settings_for(broker)
+        plan = kafka.dead_letters_plan(settings, environment)
+        await kafka.apply_topics(settings, [plan])
+        before_ms = time.time() * 1_000
+        await _produce(broker, plan.name, 0, 1, timestamp_ms=0)
+        newest_ms = await kafka.newest_timestamp_ms(settings, plan.name)
+        assert newest_ms is not None and newest_ms >= before_ms - 1_000
+
+
 class TestUnreachable:
     async def test_a_broker_that_is_not_there_is_an_error_that_names_it(self, settings_for, monkeypatch):
         monkeypatch.setattr(kafka, "REQUEST_TIMEOUT_S", 2.0)
@@ -138,6 +152,25 @@ class TestUnreachable:
             port = closed.getsockname()[1]
         with pytest.raises(BrokerError, match=rf"No Kafka answers at 127\.0\.0\.1:{port}"):
             await kafka.list_topics(settings_for(f"127.0.0.1:{port}"))
+
+    async def test_one_that_restarts_is_waited_for_and_one_that_stays_away_is_an_error(
+        self, broker, settings_for
+    ):
+        target = broker.rpartition(":")[2]
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        settings = settings_for(f"127.0.0.1:{port}")
+        with pytest.raises(BrokerError, match="No Kafka answers"):
+            await kafka.await_broker(settings, patience_s=0.3)
+        waiting = asyncio.create_task(kafka.await_broker(settings, patience_s=20))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+        proxy = Proxy(port, int(target))
+        await proxy.start()
+        try:
+            await waiting
+        finally:
+            await proxy.stop()
 
     async def test_something_that_is_no_kafka_is_an_error_that_names_it(self, settings_for, monkeypatch):
         monkeypatch.setattr(kafka, "REQUEST_TIMEOUT_S", 2.0)
