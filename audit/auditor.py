@@ -765,6 +765,8 @@ class Audit:
         read, check = self.evidence.rows, self.findings["read-model"]
         positions = read("positions")
         if positions is None:
+            if self.evidence.has_read_model:
+                check.fails("the database has no tables of a read model")
             check.skipped = "no read model was given"
             return
         self.applied = {(row["topic"], row["partition"]): row["next_offset"] for row in positions}

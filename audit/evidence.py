@@ -27,6 +27,7 @@ from aiokafka.errors import KafkaError
 STALLED_S: Final = 30.0
 FETCH_WAIT_MS: Final = 200
 ROWS_AT_ONCE: Final = 5_000
+POSTGRESQL_SCHEMA: Final = "mini_visa"
 
 READ_MODEL_TABLES: Final = (
     "positions", "payment_events", "accounts", "payments", "journal_entries", "ledger_balances", "alerts",
@@ -47,6 +48,11 @@ class Evidence(Protocol):
     environment: str
     partitions: dict[str, int]
     """Topic -> number of partitions."""
+
+    @property
+    def has_read_model(self) -> bool:
+        """A database was given."""
+        ...
 
     def records(self, topic: str, partition: int) -> Iterator[Record]:
         """Committed records in order, up to where the partition ended when it was first asked for."""
@@ -82,6 +88,10 @@ class Cluster:
         self._history = history
         self._loop = asyncio.new_event_loop()
         self._sql: Any = None
+
+    @property
+    def has_read_model(self) -> bool:
+        return bool(self._database)
 
     def open(self) -> None:
         """Raises `Unreadable`."""
@@ -126,23 +136,31 @@ class Cluster:
 
     def records(self, topic: str, partition: int) -> Iterator[Record]:
         consumer, place = self._consumer(), TopicPartition(topic, partition)
-        self._run(consumer.start())
-        try:
+
+        async def begin() -> tuple[int, int]:
+            await consumer.start()
             consumer.assign([place])
-            end = self._run(consumer.end_offsets([place]))[place]
-            position = self._run(consumer.beginning_offsets([place]))[place]
-            consumer.seek(place, position)
+            first = (await consumer.beginning_offsets([place]))[place]
+            consumer.seek(place, first)
+            return first, (await consumer.end_offsets([place]))[place]
+
+        async def fetch() -> tuple[list[Any], int]:
+            found = await consumer.getmany(place, timeout_ms=FETCH_WAIT_MS)
+            return found.get(place, []), await consumer.position(place)
+
+        try:
+            position, end = self._run(begin())
             idle_s = 0.0
             while position < end:
-                batches = self._run(consumer.getmany(place, timeout_ms=FETCH_WAIT_MS))
-                for record in batches.get(place, ()):
+                former = position
+                found, position = self._run(fetch())
+                for record in found:
                     if record.offset >= end:
                         return
+                    headers = dict(record.headers)
                     yield Record(
-                        partition, record.offset, record.timestamp, record.key, record.value,
-                        dict(record.headers),
-                    )  # fmt: skip
-                former, position = position, self._run(consumer.position(place))
+                        partition, record.offset, record.timestamp, record.key, record.value, headers
+                    )
                 idle_s = 0.0 if position > former else idle_s + FETCH_WAIT_MS / 1_000
                 if idle_s > STALLED_S:
                     raise Unreadable(f"{topic}/{partition}: nothing came from offset {position} to {end}")
@@ -178,7 +196,7 @@ class Cluster:
 
         async def connect() -> Any:
             url = self._database.replace("postgresql+asyncpg://", "postgresql://")
-            connection = await asyncpg.connect(url)
+            connection = await asyncpg.connect(url, server_settings={"search_path": POSTGRESQL_SCHEMA})
             await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             return connection
 
@@ -216,6 +234,10 @@ class Recording:
             raise Unreadable(f"{folder} is not a recording: {error}") from error
         self.environment: str = about["environment"]
         self.partitions: dict[str, int] = about["partitions"]
+
+    @property
+    def has_read_model(self) -> bool:
+        return (self.folder / "readmodel" / "positions.jsonl").exists()
 
     def records(self, topic: str, partition: int) -> Iterator[Record]:
         path = self.folder / "topics" / topic / f"{partition}.jsonl"
