@@ -26,6 +26,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
+        self.head = b""
+        """Status line and headers of the last answer."""
         self._buffer = b""
         self._answered: Answered | None = None
 
@@ -49,7 +51,7 @@ class Connection(asyncio.Protocol):
         if head >= 0:
             length = _content_length(data[:head])
             if len(data) >= head + 4 + length:
-                self._buffer = b""
+                self._buffer, self.head = b"", data[:head]
                 self._finish(int(data[9:12]), data[head + 4 : head + 4 + length])
                 return
         self._buffer = data
@@ -60,6 +62,11 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    def abort(self) -> None:
+        """Drop the connection, whatever is under way on it."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def _finish(self, status: int, body: bytes) -> None:
         answered, self._answered = self._answered, None
