@@ -8,7 +8,7 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test unit integration model images compose containers bench peers lint format types docs lock clean manifests cluster
+.PHONY: help setup demo up test unit integration faults model images compose containers bench peers lint format types docs lock clean manifests cluster
 .DELETE_ON_ERROR:
 
 help: ## Show this help
@@ -64,6 +64,9 @@ types: setup ## Static types, strictly
 
 docs: setup ## Write docs/configuration.md from the settings
 	$(BIN)/python scripts/configuration.py
+
+faults: setup ## Faults at random under load, then the audit: MINUTES=60 SEED=n, reports/faults-SEED.md and .json
+	$(BIN)/python -m tests.faults.harness --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 manifests: setup ## Write what of deploy/k8s follows from the program, and check all of it
 	$(BIN)/python scripts/manifests.py

@@ -1,0 +1,338 @@
+"""Shoppers that send payments, never give up on an answer, and write down all that happened.
+
+Cheap: connections are bare protocols, and nothing is checked here. The history is what the auditor checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter, deque
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import orjson
+from aiokafka.partitioner import murmur2
+
+from mini_visa.demo.cards import card_numbers
+from tests.bench.httpload import Connection
+
+ATTEMPT_TIMEOUT_S: Final = 15.0
+"""Above the gateway's deadline, and its time-out reversal's."""
+PATIENCE_S: Final = 240.0
+"""A request that has no outcome after this stays unknown."""
+PAUSE_S: Final = 0.05
+BURST: Final = 13
+DECIMALS: Final = {"USD": 2, "JPY": 0, "KWD": 3}
+MERCHANTS: Final = tuple(
+    {"merchant_id": f"shop-{number}", "mcc": mcc}
+    for number in range(40)
+    for mcc in ("5411", "5812", "7011", "5999")
+)
+FINAL: Final = frozenset({200, 400, 404, 409, 422})
+_encode = msgspec.json.Encoder().encode
+
+
+def text_of(minor: int, currency: str) -> str:
+    digits = str(minor).zfill(DECIMALS[currency] + 1)
+    cut = len(digits) - DECIMALS[currency]
+    return digits[:cut] + (f".{digits[cut:]}" if DECIMALS[currency] else "")
+
+
+class Card:
+    """A card and the account that was opened for it."""
+
+    def __init__(self, pan: str, currency: str, limit: int) -> None:
+        self.pan = pan
+        self.currency = currency
+        self.limit = limit
+        self.account = ""
+
+
+class Client:
+    """`history`: where each attempt is written, a line of JSON. `gateways`: (host, port); they may come and
+    go."""
+
+    def __init__(
+        self, gateway: tuple[str, int], history: Path, *, seed: int, shoppers: int, partitions: int
+    ) -> None:
+        self.gateways = [gateway]
+        self.attempts = 0
+        self.requests = 0
+        self.acknowledged = 0
+        self.unknown = 0
+        self.statuses: Counter[int] = Counter()
+        self.doubled = False
+        """Every request is sent twice at once."""
+        self.reordered = False
+        """Reversals by request id come before what they reverse."""
+        self.latest = ""
+        """The newest payment that was approved."""
+        self.recent: deque[tuple[float, float]] = deque(maxlen=2_000)
+        """(ended, seconds) of attempts that were answered 200."""
+        self._choose = random.Random(seed)
+        self._pans = card_numbers(self._choose)
+        self._shoppers = shoppers
+        self._partitions = partitions
+        self._numbers = iter(range(1, 1 << 60))
+        self._history = history.open("ab", buffering=1 << 20)
+        self._stop = asyncio.Event()
+        self._lines: list[bytes] = []
+        self._idle: dict[tuple[str, int], list[Connection]] = {}
+        self._pause_until = 0.0
+        self._mark: tuple[float, set[int], asyncio.Future[float], asyncio.Future[float]] | None = None
+
+    # -- life
+
+    async def run(self) -> None:
+        """Until `stop`; what is under way is then seen to its end."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._shoppers):
+                group.create_task(self._shop())
+        self.flush()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def flush(self) -> None:
+        self._history.write(b"".join(self._lines))
+        self._lines.clear()
+        self._history.flush()
+
+    def note(self, **facts: Any) -> None:
+        """A line of the history that is no attempt."""
+        self._lines.append(_encode(facts) + b"\n")
+
+    def pause(self, seconds: float) -> None:
+        """Nothing new is sent for so long."""
+        self._pause_until = time.monotonic() + seconds
+
+    def expect(self) -> tuple[asyncio.Future[float], asyncio.Future[float]]:
+        """Seconds until the first decision on a payment that is sent from now on, and until there was one on
+        every partition."""
+        loop = asyncio.get_running_loop()
+        first: asyncio.Future[float] = loop.create_future()
+        everywhere: asyncio.Future[float] = loop.create_future()
+        self._mark = time.monotonic(), set(), first, everywhere
+        return first, everywhere
+
+    # -- what shoppers do
+
+    async def _shop(self) -> None:
+        choose = self._choose
+        while not self._stop.is_set():
+            wait_s = self._pause_until - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            currency = choose.choices(("USD", "JPY", "KWD"), (18, 1, 1))[0]
+            card = Card(
+                next(self._pans),
+                currency,
+                choose.choice((300, 1_000, 8_000, 20_000)) * 10 ** DECIMALS[currency],
+            )
+            if not await self._open(card):
+                continue
+            number = choose.random()
+            if number < 0.2:
+                for _ in range(BURST):
+                    await self._authorize(card, choose.randint(1, 9) * 10 ** DECIMALS[currency])
+            elif number < 0.25:
+                await self._odd(card)
+            else:
+                for _ in range(choose.randint(4, 9)):
+                    if self._stop.is_set():
+                        break
+                    await self._purchase(card)
+
+    async def _open(self, card: Card) -> bool:
+        body = {
+            "request_id": self._id(), "pan": card.pan, "currency": card.currency,
+            "limit": text_of(card.limit, card.currency),
+        }  # fmt: skip
+        answer = await self.send("/accounts", body, card)
+        card.account = (answer or {}).get("account_id", "")
+        return bool(card.account)
+
+    async def _authorize(self, card: Card, amount: int, **more: Any) -> dict[str, Any] | None:
+        body = {
+            "request_id": more.pop("request_id", None) or self._id(), "pan": card.pan,
+            "amount": text_of(amount, card.currency), **self._choose.choice(MERCHANTS), **more,
+        }  # fmt: skip
+        if self._choose.random() < 0.5:
+            body["currency"] = card.currency
+        payment = await self.send("/payments/authorize", body, card)
+        if payment is not None and payment.get("operation", {}).get("response_code") == "00":
+            self.latest = payment["payment_id"]
+        return payment
+
+    async def _purchase(self, card: Card) -> None:
+        choose = self._choose
+        amount = int(choose.lognormvariate(3.2, 1.0) * 10 ** DECIMALS[card.currency]) + 1
+        if self.reordered or choose.random() < 0.02:
+            original = self._id()
+            undo = {"request_id": self._id(), "original_request_id": original, "pan": card.pan}
+            await asyncio.gather(
+                self.send("/payments/reversals", undo, card),
+                self._authorize(card, amount, request_id=original),
+            )
+            return
+        way = choose.random()
+        payment = await self._authorize(card, amount, capture=way < 0.1, partial_approval=way > 0.9)
+        if payment is None or payment.get("operation", {}).get("response_code") not in ("00", "10"):
+            return
+        path = f"/payments/{payment['payment_id']}"
+        if way < 0.1:
+            if choose.random() < 0.3:
+                await self._on(f"{path}/refunds", card)
+        elif way < 0.2:
+            await self._on(
+                f"{path}/increments", card, amount=text_of(choose.randint(1, amount), card.currency)
+            )
+        elif way < 0.35:
+            await self._on(f"{path}/reversals", card)
+        elif way < 0.4:
+            part = text_of(choose.randint(1, amount), card.currency)
+            await self._on(f"{path}/captures", card, amount=part, final=False)
+            await self._on(f"{path}/captures", card)
+            await self._on(f"{path}/refunds", card, amount=part)
+        elif way < 0.75:
+            await self._on(f"{path}/captures", card)
+            if choose.random() < 0.1:
+                await self._on(f"{path}/chargebacks", card, reason_code="4853")
+            elif choose.random() < 0.1:
+                await self._on(f"{path}/refunds", card)
+        if choose.random() < 0.03:
+            pays = text_of(choose.randint(1, amount), card.currency)
+            await self._on(f"/accounts/{card.account}/payments", card, amount=pays)
+
+    async def _odd(self, card: Card) -> None:
+        """A card that is blocked, ids that are used twice, requests that nobody asks about again."""
+        choose = self._choose
+        amount = choose.randint(1, 9) * 10 ** DECIMALS[card.currency]
+        once = self._id()
+        await self._authorize(card, amount, request_id=once)
+        await self._on(f"/accounts/{card.account}", card, method="PATCH", status="blocked")
+        await self._authorize(card, amount)
+        await self._on(f"/accounts/{card.account}", card, method="PATCH", status="active")
+        body = {"request_id": self._id(), "pan": card.pan, "amount": text_of(amount, card.currency)}
+        gone = asyncio.get_running_loop().time() + 0.002
+        status, _ = await self._attempt("POST", "/payments/authorize", body, card, gone)
+        self.requests += 1
+        self.acknowledged += status in (200, 409)
+        self.unknown += status not in FINAL
+
+    async def _on(self, path: str, card: Card, method: str = "POST", **body: Any) -> dict[str, Any] | None:
+        return await self.send(path, {"request_id": self._id(), **body}, card, method)
+
+    def _id(self) -> str:
+        return f"c{next(self._numbers)}"
+
+    # -- how requests are sent
+
+    async def send(
+        self, path: str, body: dict[str, Any], card: Card, method: str = "POST"
+    ) -> dict[str, Any] | None:
+        """Send it, the same each time, until there is an outcome; None: there was none, or it was refused."""
+        self.requests += 1
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            if self.doubled:
+                first, second = await asyncio.gather(
+                    self._attempt(method, path, body, card), self._attempt(method, path, body, card)
+                )
+                status, answer = first if first[0] in FINAL else second
+            else:
+                status, answer = await self._attempt(method, path, body, card)
+            if status in FINAL:
+                self.acknowledged += status in (200, 409)
+                return answer if status == 200 else None
+            if time.monotonic() > deadline:
+                self.unknown += 1
+                return None
+            await asyncio.sleep(PAUSE_S)
+
+    async def _attempt(
+        self, method: str, path: str, body: dict[str, Any], card: Card, deadline: float | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """One attempt, written down. Status 0: no answer. `deadline`: when to close the connection on it."""
+        loop = asyncio.get_running_loop()
+        gateway = self._choose.choice(self.gateways)
+        try:
+            connection = await self._connection(gateway)
+        except OSError:
+            await asyncio.sleep(PAUSE_S)  # Nothing was sent.
+            return 0, {}
+        data = orjson.dumps(body)
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        )
+        done: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+
+        def answered(status: int, answer: bytes) -> None:
+            if not done.done():
+                done.set_result((status, answer))
+
+        self.attempts += 1
+        sent, sent_at = time.time(), time.monotonic()
+        connection.send(head.encode() + data, answered)
+        timer = loop.call_at(deadline or loop.time() + ATTEMPT_TIMEOUT_S, connection.abort)
+        status, raw = await done
+        timer.cancel()
+        ended_at = time.monotonic()
+        if connection.is_open:
+            self._idle[gateway].append(connection)
+        answer: dict[str, Any] = {}
+        if status:
+            try:
+                answer = orjson.loads(raw)
+            except ValueError:
+                status = 0
+        self.statuses[status] += 1
+        line: dict[str, Any] = {
+            "sent": sent, "ended": sent + ended_at - sent_at, "path": path, "body": body,
+            "account": card.account or answer.get("account_id", ""), "status": status,
+        }  # fmt: skip
+        if status == 200:
+            line["code"] = answer["operation"]["response_code"] if "operation" in answer else "00"
+            line["payment_id"] = answer.get("payment_id") or ""
+            line["digest"] = blake2b(raw, digest_size=8).hexdigest()
+            self.recent.append((ended_at, ended_at - sent_at))
+            self._decided(sent_at, line["account"])
+        elif status:
+            line["problem"] = answer.get("type", "").rpartition(":")[2]
+        self._lines.append(_encode(line) + b"\n")
+        if len(self._lines) > 1_000:
+            self.flush()
+        return status, answer
+
+    async def _connection(self, gateway: tuple[str, int]) -> Connection:
+        idle = self._idle.setdefault(gateway, [])
+        while idle:
+            connection = idle.pop()
+            if connection.is_open:
+                return connection
+        _, made = await asyncio.get_running_loop().create_connection(Connection, *gateway)
+        return made
+
+    def _decided(self, sent_at: float, account: str) -> None:
+        if self._mark is None or sent_at < self._mark[0]:
+            return
+        since, seen, first, everywhere = self._mark
+        seen.add((murmur2(account.encode()) & 0x7FFFFFFF) % self._partitions)
+        after_s = time.monotonic() - since
+        if not first.done():
+            first.set_result(after_s)
+        if len(seen) == self._partitions:
+            if not everywhere.done():
+                everywhere.set_result(after_s)
+            self._mark = None
+
+    def summary(self) -> str:
+        return json.dumps(
+            {"requests": self.requests, "attempts": self.attempts, "statuses": dict(self.statuses)}
+        )

@@ -1,0 +1,345 @@
+"""Faults at random from a seed, a client that writes down all that happens, and an auditor at the end.
+
+    python -m tests.faults.harness --minutes 60 --seed 7
+    python -m tests.faults.harness --faults 14 --seed 1          # a short one
+    python -m tests.faults.harness --minutes 15 --seed 3 --brokers 3
+
+The seed decides which fault comes when and to whom, and what the client buys. What the machine does in
+between is not in its hands: a seed brings the same faults again, not the same microseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mini_visa.settings import Settings
+from tests.faults.client import Client
+from tests.faults.grounds import Grounds, postgresql_binaries
+from tests.faults.kinds import KINDS, RECOVERY_S_MAX, Kind, Scene
+
+ROOT: Final = Path(__file__).parents[2]
+QUIET_S: Final = (0.5, 2.5)
+"""Between the end of a fault and the next one: from, to."""
+WARM_UP_S: Final = 2.0
+
+
+@dataclass
+class Done:
+    """A fault that took place."""
+
+    kind: str
+    target: str
+    at_s: float
+    """Since the start of the run."""
+    first_s: float | None = None
+    """Until the first decision on a payment sent after the fault."""
+    everywhere_s: float | None = None
+    """The same on every partition."""
+    whole_s: float = 0.0
+    """Until every service was ready again; with the time that the fault itself takes."""
+
+
+@dataclass
+class Report:
+    seed: int
+    minutes: float = 0.0
+    requests: int = 0
+    attempts: int = 0
+    acknowledged: int = 0
+    unknown: int = 0
+    faults: list[Done] = field(default_factory=list)
+    lost: int = 0
+    duplicated: int = 0
+    violations: list[str] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    audit: dict[str, Any] = field(default_factory=dict)
+    home: str = ""
+
+    @property
+    def recovery_s(self) -> dict[str, dict[str, float]]:
+        """By kind: seconds until the first decision after the fault."""
+        found = defaultdict(list)
+        for fault in self.faults:
+            if fault.first_s is not None:
+                found[fault.kind].append(fault.first_s)
+        return {
+            kind: {"p50": round(statistics.median(values), 2), "max": round(max(values), 2)}
+            for kind, values in sorted(found.items())
+        }
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "minutes": round(self.minutes, 2),
+            "requests": self.requests,
+            "acknowledged": self.acknowledged,
+            "unknown": self.unknown,
+            "faults": dict(sorted(Counter(fault.kind for fault in self.faults).items())),
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "violations": self.violations,
+            "recovery_s": self.recovery_s,
+        }
+
+    def markdown(self) -> str:
+        lines = [
+            f"# Faults, seed {self.seed}",
+            "",
+            f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests in "
+            f"{self.attempts:,} attempts, {self.acknowledged:,} acknowledged, {self.unknown:,} left unknown. "
+            f"Lost: {self.lost}. Twice: {self.duplicated}. Violations: {len(self.violations)}.",
+            "",
+            "Attempts by status (0: no answer): "
+            + ", ".join(f"{status}: {count:,}" for status, count in sorted(self.statuses.items())),
+            "",
+            "## Recovery",
+            "",
+            "Seconds from the fault until the first decision on a payment that was sent after it.",
+            "",
+            "| kind | faults | p50 | max |",
+            "|---|---|---|---|",
+        ]
+        counts = Counter(fault.kind for fault in self.faults)
+        for kind, count in sorted(counts.items()):
+            times = self.recovery_s.get(kind)
+            p50, most = (f"{times['p50']:.2f}", f"{times['max']:.2f}") if times else ("", "")
+            lines.append(f"| {kind} | {count} | {p50} | {most} |")
+        lines += [
+            "",
+            "## Faults",
+            "",
+            "| at s | kind | target | first decision s | every partition s | whole s |",
+            "|---|---|---|---|---|---|",
+        ]
+        for fault in self.faults:
+            first = "" if fault.first_s is None else f"{fault.first_s:.2f}"
+            everywhere = "" if fault.everywhere_s is None else f"{fault.everywhere_s:.2f}"
+            lines.append(
+                f"| {fault.at_s:.1f} | {fault.kind} | {fault.target} | {first} | {everywhere} | "
+                f"{fault.whole_s:.1f} |"
+            )
+        lines += ["", "## Audit", "", "| check | looked at | wrong |", "|---|---|---|"]
+        for check in self.audit.get("checks", []):
+            lines.append(f"| {check['says']} | {check['looked_at']:,} {check['unit']} | {check['wrong']:,} |")
+        lines += ["", *(f"- {violation}" for violation in self.violations)]
+        return "\n".join(lines) + "\n"
+
+
+def schedule(choose: random.Random, kinds: list[Kind]) -> Iterator[Kind]:
+    """Every kind once, in random order, then again: none is left out of a short run."""
+    while True:
+        turn = list(kinds)
+        choose.shuffle(turn)
+        yield from turn
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    minutes: float
+    faults_max: int
+    shoppers: int
+    brokers: int
+    postgresql: bool
+    kinds: tuple[str, ...] = ()
+    """Only these; (): all that are possible here."""
+    requests: int = 0
+    """Go on without faults until there are so many."""
+    record: Path | None = None
+    """Where to write a recording of what is audited."""
+
+
+async def run(plan: Plan, home: Path, console: Console) -> Report:
+    """Everything from the start to the audit."""
+    report = Report(plan.seed, home=str(home))
+    choose = random.Random(plan.seed)
+    history = home / "history.jsonl"
+    jars = Settings().home / "broker"
+    began = time.monotonic()
+    async with Grounds(home, jars, brokers=plan.brokers, postgresql=plan.postgresql) as grounds:
+        client = Client(
+            grounds.gateway,
+            history,
+            seed=plan.seed,
+            shoppers=plan.shoppers,
+            partitions=grounds.settings.partitions,
+        )
+        scene = Scene(grounds, client, choose)
+        load = asyncio.create_task(client.run())
+        harm = asyncio.create_task(_harm(plan, scene, report, console))
+        try:
+            await asyncio.wait([load, harm, grounds.system.failure], return_when=asyncio.FIRST_COMPLETED)
+            for task in (grounds.system.failure, load, harm):
+                if task.done() and task.exception() is not None:
+                    raise task.exception()  # type: ignore[misc]
+            while client.requests < plan.requests:  # noqa: ASYNC110 - a plain count
+                await asyncio.sleep(0.1)
+            client.stop()
+            await load
+            report.minutes = (time.monotonic() - began) / 60
+            await grounds.quiet()
+        except Exception as error:
+            # A system that does not come back is a finding like any other: what it left is audited.
+            report.violations.append(f"run: {type(error).__name__}: {str(error)[:2_000]}")
+            console.print("".join(traceback.format_exception(error))[-3_000:], style="red", markup=False)
+            client.stop()
+            load.cancel()
+            harm.cancel()
+            await asyncio.gather(load, harm, return_exceptions=True)
+            client.flush()
+        report.minutes = report.minutes or (time.monotonic() - began) / 60
+        report.requests, report.attempts = client.requests, client.attempts
+        report.acknowledged, report.unknown = client.acknowledged, client.unknown
+        report.statuses = client.statuses
+        await grounds.stop_services()
+        for name in grounds.system.killed:
+            report.violations.append(f"run: {name} did not end when it was asked to")
+        console.print("audit ...")
+        await _audit(grounds, history, report, console, plan.record)
+    return report
+
+
+async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> None:
+    grounds, client, choose = scene
+    kinds = [kind for kind in KINDS if kind.targets(grounds) and (not plan.kinds or kind.name in plan.kinds)]
+    began = time.monotonic()
+    ends = began + plan.minutes * 60
+    await asyncio.sleep(WARM_UP_S)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=plan.faults_max or plan.minutes * 60)
+        for number, kind in enumerate(schedule(choose, kinds)):
+            if number == plan.faults_max if plan.faults_max else time.monotonic() >= ends:
+                return
+            done = number if plan.faults_max else time.monotonic() - began
+            progress.update(bar, completed=done, description=f"{client.requests:,} requests, {number} faults")
+            if plan.faults_max and time.monotonic() >= ends:
+                raise TimeoutError(f"only {number} of {plan.faults_max} faults in {plan.minutes:g} minutes")
+            target = choose.choice(kind.targets(grounds))
+            fault = Done(kind.name, target, time.monotonic() - began)
+            at = time.monotonic()
+            console.print(f"{fault.at_s:7.1f} s  {kind.name}: {target}", end="")
+            first, everywhere = client.expect()
+            async with asyncio.timeout(RECOVERY_S_MAX):
+                await kind.harm(scene, target)
+                fault.whole_s = time.monotonic() - at
+                if kind.recovers:
+                    fault.first_s, fault.everywhere_s = await first, await everywhere
+            report.faults.append(fault)
+            console.print(
+                f"  {fault.first_s:.2f} s to the first decision, whole after {fault.whole_s:.1f} s"
+                if kind.recovers
+                else ""
+            )
+            await asyncio.sleep(choose.uniform(*QUIET_S))
+
+
+async def _audit(
+    grounds: Grounds, history: Path, report: Report, console: Console, record: Path | None
+) -> None:
+    database = grounds.settings.database_url
+    done = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "audit", "--broker", grounds.address,
+        "--environment", grounds.settings.environment, "--database", database,
+        "--history", str(history), "--json", *(["--record", str(record)] if record else []),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=64 << 20,
+    )  # fmt: skip
+    out, err = await done.communicate()
+    if done.returncode not in (0, 1) or not out:
+        report.violations.append(f"audit: it ended with {done.returncode}: {err.decode()[-1_000:]}")
+        return
+    report.audit = json.loads(out)
+    report.lost, report.duplicated = report.audit["lost"], report.audit["duplicated"]
+    for check in report.audit["checks"]:
+        report.violations += [f"{check['name']}: {example}" for example in check["examples"]]
+        if check["wrong"] > len(check["examples"]):
+            report.violations.append(
+                f"{check['name']}: {check['wrong'] - len(check['examples'])} more like these"
+            )
+        mark = "[red]WRONG[/]" if check["wrong"] else "[green]ok[/]" if check["looked_at"] else "-"
+        console.print(f"{mark}  {check['says']}: {check['looked_at']:,} {check['unit']}")
+        for example in check["examples"]:
+            console.print(f"       {example}", markup=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long faults go on (%(default)s)")
+    parser.add_argument(
+        "--faults", type=int, default=0, help="end after so many; --minutes is then the most it may take"
+    )
+    parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
+    parser.add_argument("--shoppers", type=int, default=24, help="requests at the same time (%(default)s)")
+    parser.add_argument(
+        "--brokers", type=int, choices=(1, 3), default=1, help="three: each partition has three copies"
+    )
+    parser.add_argument(
+        "--database",
+        choices=("sqlite", "postgresql"),
+        default=None,
+        help="default: PostgreSQL where there is one and the seed is even",
+    )
+    parser.add_argument(
+        "--kinds", nargs="*", default=[], help="only these: " + ", ".join(kind.name for kind in KINDS)
+    )
+    parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder (%(default)s)")
+    parser.add_argument("--requests", type=int, default=0, help="go on until there are so many")
+    parser.add_argument("--record", type=Path, help="write a recording for the auditor: a new folder")
+    parser.add_argument("--keep", action="store_true", help="keep all data also when everything adds up")
+    given = parser.parse_args()
+    unknown = set(given.kinds) - {kind.name for kind in KINDS}
+    if unknown:
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    seed = random.randrange(2**31) if given.seed is None else given.seed
+    postgresql = given.database == "postgresql" or (
+        given.database is None and seed % 2 == 0 and postgresql_binaries() is not None
+    )
+    plan = Plan(
+        seed, given.minutes, given.faults, given.shoppers, given.brokers, postgresql,
+        tuple(given.kinds), given.requests, given.record,
+    )  # fmt: skip
+    console = Console(highlight=False, width=140)
+    console.print(
+        f"seed {seed}, {plan.brokers} broker{'s' * (plan.brokers > 1)}, "
+        f"{'PostgreSQL' if postgresql else 'SQLite'}"
+    )
+    home = Path(tempfile.mkdtemp(prefix="mini-visa-faults-"))
+    report = asyncio.run(run(plan, home, console))
+    given.reports.mkdir(parents=True, exist_ok=True)
+    (given.reports / f"faults-{seed}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
+    (given.reports / f"faults-{seed}.md").write_text(report.markdown())
+    console.print(
+        f"{len(report.faults)} faults, {report.requests:,} requests, {report.acknowledged:,} acknowledged, "
+        f"{report.unknown:,} unknown, lost {report.lost}, twice {report.duplicated}, "
+        f"{len(report.violations)} violations: {given.reports}/faults-{seed}.md"
+    )
+    if not report.violations and not given.keep:
+        shutil.rmtree(home)
+        return 0
+    console.print(
+        f"Everything is kept in {home}", style="bold red" if report.violations else "", soft_wrap=True
+    )
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""The kinds of faults. Each is a coroutine that does its harm, undoes what would not heal by itself, and
+returns when the system is whole again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from mini_visa import topics
+from tests.faults.client import Client
+from tests.faults.grounds import Grounds
+
+RECOVERY_S_MAX: Final = 180.0
+FROZEN_SESSIONS: Final = 2.0
+"""How long a process is frozen, in session time-outs."""
+PHASE_S: Final = 4.0
+"""How long the client behaves in a certain way."""
+AHEAD_S, BACK_S = 45, -3_600
+"""Jumps of a clock. The broker refuses what is more than a minute ahead."""
+FLOOD: Final = 60
+"""Records on each topic."""
+POISON: Final = (
+    b"",
+    b"\x00\xff poison",
+    b"{",
+    b'{"type":"no_such_message/1"}',
+    b'{"type":"tick/1","x":' + b"[" * 5_000,
+    b"[]",
+)
+
+
+class Scene(NamedTuple):
+    grounds: Grounds
+    client: Client
+    choose: random.Random
+
+
+class Kind(NamedTuple):
+    name: str
+    harm: Callable[[Scene, str], Awaitable[None]]
+    targets: Callable[[Grounds], list[str]]
+    """What it can be done to; empty: not here."""
+    recovers: bool = True
+    """Whether the time until the next decision says something."""
+
+
+def _everyone(grounds: Grounds) -> list[str]:
+    return grounds.services
+
+
+def _workers(grounds: Grounds) -> list[str]:
+    """Services of which there may be several at once."""
+    return [name for name in grounds.services if name not in ("gateway", "clearing-house")]
+
+
+def _with_disk(grounds: Grounds) -> list[str]:
+    return grounds.with_tables + (["projection"] if grounds.database is None else [])
+
+
+async def _kill(scene: Scene, name: str) -> None:
+    await scene.grounds.end(name, signal.SIGKILL)
+
+
+async def _stop(scene: Scene, name: str) -> None:
+    await scene.grounds.end(name, signal.SIGTERM)
+
+
+async def _wipe(scene: Scene, name: str) -> None:
+    """Killed, and the disk is empty when it comes back."""
+    scene.grounds.wipe.add(name)
+    starts = scene.grounds.part(name).starts
+    scene.grounds.signal(name, signal.SIGKILL)
+    if name == "projection":
+        # The gateway reads the file that is gone: it goes too, as it would with the machine.
+        scene.grounds.signal("gateway", signal.SIGKILL)
+    await scene.grounds.restarted(name, starts)
+
+
+async def _freeze(scene: Scene, name: str) -> None:
+    """Frozen beyond its session while another worker takes its work; then it wakes and must be fenced."""
+    grounds = scene.grounds
+    seconds = grounds.settings.session_timeout_s * FROZEN_SESSIONS
+    second = await grounds.hire(name, 2) if name in _workers(grounds) else None
+    grounds.signal(name, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        grounds.signal(name, signal.SIGCONT)
+    await asyncio.sleep(1.0)
+    if second is not None:
+        await grounds.dismiss(second)
+    await grounds.ready()
+
+
+async def _scale(scene: Scene, name: str) -> None:
+    """From one worker to three, to two, and back."""
+    second = await scene.grounds.hire(name, 2)
+    third = await scene.grounds.hire(name, 3)
+    await asyncio.sleep(2.0)
+    await scene.grounds.dismiss(second)
+    await asyncio.sleep(1.0)
+    await scene.grounds.dismiss(third)
+    await scene.grounds.ready()
+
+
+async def _full_disk(scene: Scene, name: str) -> None:
+    """The service gets a small disk, which fills up under it; it must end, and go on when there is room."""
+    grounds = scene.grounds
+    state = grounds.home / "state" / grounds.settings.environment / name
+    if state not in grounds._mounted:
+        grounds.wipe.add(name)
+        grounds.small_disks.add(name)
+        await grounds.end(name, signal.SIGTERM)
+    used = sum(path.stat().st_blocks * 512 for path in state.rglob("*") if path.is_file())
+    starts = grounds.part(name).starts
+    _resize(state, f"{max(used, 1 << 20)}")
+    filler = state / "filler"
+    try:
+        with filler.open("wb") as file:  # the last pages too
+            while True:
+                file.write(bytes(64 << 10))
+                file.flush()
+    except OSError:
+        pass
+    try:
+        async with asyncio.timeout(60):
+            while grounds.part(name).starts == starts:  # noqa: ASYNC110 - the supervisor has no event for it
+                await asyncio.sleep(0.02)
+    finally:
+        filler.unlink(missing_ok=True)
+        _resize(state, "2g")
+    await grounds.ready()
+
+
+def _resize(mounted: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", mounted], check=True)
+
+
+async def _kill_broker(scene: Scene, name: str) -> None:
+    broker = scene.grounds.broker
+    assert broker is not None
+    await asyncio.to_thread(broker.kill)
+    await asyncio.to_thread(broker.start)
+    await scene.grounds.ready()
+
+
+async def _lose_leader(scene: Scene, topic: str) -> None:
+    """The broker that leads a partition dies; it comes back when the others have taken over."""
+    cluster = scene.grounds.cluster
+    assert cluster is not None
+    partition = scene.choose.randrange(scene.grounds.settings.partitions)
+    node = cluster.nodes[await scene.grounds.leader_of(topic, partition)]
+    await asyncio.to_thread(node.kill)
+    await asyncio.sleep(3.0)
+    await asyncio.to_thread(node.start)
+    await scene.grounds.ready()
+
+
+async def _cut(scene: Scene, name: str) -> None:
+    """No network between a service and the broker, for longer or shorter than its session."""
+    await _through_detour(scene, name)
+    detour = scene.grounds.detour
+    assert detour is not None
+    detour.cut()
+    try:
+        await asyncio.sleep(scene.choose.choice((2.0, scene.grounds.settings.session_timeout_s * 1.5)))
+    finally:
+        detour.heal()
+    await scene.grounds.ready()
+
+
+async def _slow(scene: Scene, name: str) -> None:
+    await _through_detour(scene, name)
+    detour = scene.grounds.detour
+    assert detour is not None
+    detour.delay_s = 0.15
+    try:
+        await asyncio.sleep(PHASE_S)
+    finally:
+        detour.delay_s = 0.0
+    await scene.grounds.ready()
+
+
+async def _through_detour(scene: Scene, name: str) -> None:
+    """All of the service's connections to the broker go through the proxy from now on."""
+    if name not in scene.grounds.detoured:
+        scene.grounds.detoured.clear()
+        scene.grounds.detoured.add(name)
+        await scene.grounds.end(name, signal.SIGTERM)
+
+
+async def _double(scene: Scene, _: str) -> None:
+    scene.client.doubled = True
+    await asyncio.sleep(PHASE_S)
+    scene.client.doubled = False
+
+
+async def _reorder(scene: Scene, _: str) -> None:
+    scene.client.reordered = True
+    await asyncio.sleep(PHASE_S)
+    scene.client.reordered = False
+
+
+async def _jump(scene: Scene, _: str) -> None:
+    """A second gateway's clock jumps ahead and back an hour while it takes half of the traffic."""
+    file = scene.grounds.home / "clock"
+    file.write_text("0")
+    with scene.grounds.gateway_with_clock(file) as (process, address):
+        while not await scene.grounds._is_ready(address[1]):
+            assert process.poll() is None, "the gateway with a clock of its own ended"
+            await asyncio.sleep(0.1)
+        scene.client.gateways.append(address)
+        try:
+            for offset_s in (AHEAD_S, BACK_S, 0):
+                file.write_text(str(offset_s))
+                await asyncio.sleep(PHASE_S / 2)
+        finally:
+            scene.client.gateways.remove(address)
+        await asyncio.sleep(0.5)
+
+
+async def _poison(scene: Scene, _: str) -> None:
+    """A flood of records on every topic that are no messages of it: the old favourites and random bytes."""
+    settings, choose = scene.grounds.settings, scene.choose
+    for topic in topics.ALL:
+        counts = settings.replies_partitions if topic is topics.GATEWAY_REPLIES else settings.partitions
+        partition = choose.randrange(counts)
+        values = [*POISON, *(choose.randbytes(choose.randint(1, 300)) for _ in range(FLOOD - len(POISON)))]
+        for offset in await scene.grounds.poison(topic.name, partition, values):
+            scene.client.note(planted=[topic.name, partition, offset])
+
+
+async def _kill_database(scene: Scene, _: str) -> None:
+    """PostgreSQL goes as in a crash, in the middle of what transactions there are, and recovers."""
+    database = scene.grounds.database
+    assert database is not None
+    await asyncio.to_thread(database.stop, signal.SIGQUIT)
+    await asyncio.sleep(1.0)
+    await asyncio.to_thread(database.start)
+    await scene.grounds.ready()
+
+
+def _here(holds: Callable[[Grounds], Any], *targets: str) -> Callable[[Grounds], list[str]]:
+    return lambda grounds: list(targets) if holds(grounds) else []
+
+
+KINDS: Final = (
+    Kind("kill", _kill, _everyone),
+    Kind("wipe", _wipe, _with_disk),
+    Kind("freeze", _freeze, _everyone),
+    Kind("stop", _stop, _everyone),
+    Kind("kill gateway", _kill, _here(lambda _: True, "gateway")),
+    Kind("scale", _scale, _workers),
+    Kind("disk full", _full_disk, lambda grounds: grounds.with_tables if os.geteuid() == 0 else []),
+    Kind("broker", _kill_broker, _here(lambda grounds: grounds.broker, "broker")),
+    Kind("leader", _lose_leader, _here(lambda grounds: grounds.cluster, "account.commands")),
+    Kind("network cut", _cut, lambda grounds: ["gateway", *_workers(grounds)] if grounds.detour else []),
+    Kind("network slow", _slow, lambda grounds: ["gateway", *_workers(grounds)] if grounds.detour else []),
+    Kind("duplicates", _double, _here(lambda _: True, "client"), recovers=False),
+    Kind("reordered", _reorder, _here(lambda _: True, "client"), recovers=False),
+    Kind("clock", _jump, _here(lambda _: True, "gateway"), recovers=False),
+    Kind("poison", _poison, _here(lambda _: True, "topics")),
+    Kind("database", _kill_database, _here(lambda grounds: grounds.database, "postgresql")),
+)  # fmt: skip

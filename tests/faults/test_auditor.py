@@ -1,0 +1,436 @@
+"""The auditor must fail: each invariant is broken once in a copy of what a real system left, and it says so.
+
+MINI_VISA_TEST_RECORDING=FOLDER takes a recording that is there already, for work on these tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from audit.auditor import Audit
+from audit.evidence import Record, Recording
+from audit.findings import CHECKS, Findings
+
+ROOT = Path(__file__).parents[2]
+
+
+class Copy(Recording):
+    """A recording in memory that can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.topics: dict[str, list[list[Record]]] = {
+            topic: [list(super(Copy, self).records(topic, partition)) for partition in range(partitions)]
+            for topic, partitions in self.partitions.items()
+        }
+        self.tables = {
+            path.stem: list(super(Copy, self).rows(path.stem) or ()) for path in folder.glob("readmodel/*")
+        }
+        self.lines = list(super().history() or ())
+
+    def records(self, topic: str, partition: int) -> Iterator[Record]:
+        return iter(self.topics[topic][partition])
+
+    def rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        return iter(self.tables[table]) if table in self.tables else None
+
+    def history(self) -> Iterator[dict[str, Any]] | None:
+        return iter(self.lines)
+
+    # -- how to break it
+
+    def find(
+        self, topic: str, holds: Callable[[dict[str, Any]], Any]
+    ) -> tuple[list[Record], int, dict[str, Any]]:
+        """(partition's records, index, message) of the first message that `holds`."""
+        for records in self.topics[topic]:
+            for index, record in enumerate(records):
+                message = msgspec.json.decode(record.value or b"null")
+                if isinstance(message, dict) and holds(message):
+                    return records, index, message
+        raise AssertionError(f"nothing in {topic} to break: the recording is too small")
+
+    def change(
+        self, topic: str, holds: Callable[[dict[str, Any]], Any], how: Callable[[dict[str, Any]], Any]
+    ) -> None:
+        records, index, message = self.find(topic, holds)
+        how(message)
+        records[index] = records[index]._replace(value=msgspec.json.encode(message))
+
+    def drop(self, topic: str, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        records, index, message = self.find(topic, holds)
+        del records[index]
+        return message
+
+    def append(self, topic: str, record: Record) -> None:
+        records = self.topics[topic][record.partition]
+        records.append(record._replace(offset=records[-1].offset + 1 if records else 0))
+
+    def row(self, processor: str, table: str) -> tuple[list[Record], int, Any]:
+        """(partition's records, index, row) of the newest row of a table."""
+        for records in self.topics[f"{self.environment}.{processor}.changelog"]:
+            for index in reversed(range(len(records))):
+                record = records[index]
+                if record.key and record.key.startswith(table.encode() + b"\0") and record.value:
+                    return records, index, msgspec.msgpack.decode(record.value[1:])
+        raise AssertionError(f"no row of {table} to break")
+
+    def held(self) -> str:
+        """Id of an authorization's request that still holds money."""
+        later = set()
+        for records in self.topics["payment.events"]:
+            for record in reversed(records):
+                event = msgspec.json.decode(record.value or b"{}")
+                payment = event.get("payment", {}).get("payment_id")
+                if (
+                    payment
+                    and payment not in later
+                    and kind(event) == "payment_authorized"
+                    and event.get("amount")
+                ):
+                    return str(event["request_id"])
+                later.add(payment)
+        raise AssertionError("nothing is held")
+
+
+def kind(message: dict[str, Any]) -> str:
+    return str(message.get("type", "")).partition("/")[0]
+
+
+def of(*kinds: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda message: kind(message) in kinds
+
+
+def client_of(message: dict[str, Any]) -> bool:
+    return str(message.get("request_id", "")).startswith("c")
+
+
+# -- one way to break each invariant
+
+
+def lose_an_outcome(data: Copy) -> None:
+    data.drop("payment.events", lambda event: kind(event) == "payment_authorized" and client_of(event))
+
+
+def do_it_twice(data: Copy) -> None:
+    """The same command once more, and its effect: another payment for one request."""
+    commands, index, command = data.find("account.commands", lambda one: kind(one) == "authorize")
+    command_again = commands[index]._replace(offset=commands[-1].offset + 1)
+    events = data.topics["payment.events"][command_again.partition]
+    for record in events:
+        event = msgspec.json.decode(record.value or b"{}")
+        if event.get("request_id") == command["request_id"] and event.get(
+            "account", event.get("payment", {})
+        ):
+            break
+    commands.append(command_again)
+    event["position"] = command_again.offset
+    data.append("payment.events", record._replace(value=msgspec.json.encode(event)))
+
+
+def answer_otherwise(data: Copy) -> None:
+    line = next(line for line in data.lines if line.get("status") == 200)
+    data.lines.append({**line, "code": "51", "digest": "another"})
+
+
+def forget_a_request(data: Copy) -> None:
+    lost = next(line for line in data.lines if line.get("status") == 200)["body"]["request_id"]
+    data.lines = [line for line in data.lines if line.get("body", {}).get("request_id") != lost]
+
+
+def forget_a_command(data: Copy) -> None:
+    data.drop("account.commands", lambda one: kind(one) == "authorize")
+
+
+def decide_twice(data: Copy) -> None:
+    records, index, _ = data.find("payment.events", of("payment_declined", "payment_authorized"))
+    records.insert(index + 1, records[index])
+
+
+def leave_it_unknown_and_do_it_twice(data: Copy) -> None:
+    do_it_twice(data)
+    for line in data.lines:
+        if "body" in line:
+            line["status"] = 0
+
+
+def promise_no_hold(data: Copy) -> None:
+    request_id = data.held()
+    for line in data.lines:
+        if line.get("body", {}).get("request_id") == request_id:
+            line["status"] = 504
+
+
+def hold_a_cent_more(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_authorized"),
+        lambda e: e["account"].update(held=e["account"].get("held", 0) + 1),
+    )
+
+
+def capture_a_cent_more(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_captured"),
+        lambda e: e["payment"].update(captured=e["payment"]["captured"] + 1),
+    )
+
+
+def skip_a_status(data: Copy) -> None:
+    data.change("payment.events", of("payment_captured"), lambda e: e["payment"].update(status="expired"))
+
+
+def decline_what_was_there(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_declined"),
+        lambda e: (
+            e.update(response_code="51"),
+            e["payment"].update(amount=1, response_code="51", verdict={}),
+        ),
+    )
+
+
+def approve_too_often(data: Copy) -> None:
+    data.change(
+        "account.commands",
+        lambda one: one.get("verdict", {}).get("response_code") == "65",
+        lambda one: one["verdict"].pop("response_code"),
+    )
+
+
+def count_wrongly(data: Copy) -> None:
+    data.change(
+        "account.commands",
+        lambda one: one.get("verdict", {}).get("hits"),
+        lambda one: one["verdict"]["hits"][0].update(value=one["verdict"]["hits"][0]["value"] + 1),
+    )
+
+
+def post_a_cent_more(data: Copy) -> None:
+    data.change(
+        "ledger.journal",
+        of("journal_entry"),
+        lambda e: e["postings"][0].__setitem__(2, e["postings"][0][2] + 1),
+    )
+
+
+def change_an_entry(data: Copy) -> None:
+    data.change("ledger.journal", of("journal_entry"), lambda entry: entry.update(at=entry["at"] + 1))
+
+
+def leave_out_an_entry(data: Copy) -> None:
+    data.drop("ledger.journal", lambda entry: entry["kind"] == "payment_captured")
+
+
+def lose_a_posting(data: Copy) -> None:
+    data.drop("ledger.postings", of("ledger_postings"))
+
+
+def lose_what_was_cleared(data: Copy) -> None:
+    data.drop("ledger.journal", lambda entry: entry["kind"] == "capture_cleared")
+
+
+def pay_a_merchant_more(data: Copy) -> None:
+    data.change(
+        "settlement.positions",
+        of("settlement_position"),
+        lambda one: one.update(sales=one.get("sales", 0) + 1),
+    )
+
+
+def forget_a_saga(data: Copy) -> None:
+    records = data.topics[f"{data.environment}.reversal.compensate.changelog"][0]
+    row = b"\x01" + msgspec.msgpack.encode([1, 2, "clearing", [1]])
+    data.append(
+        f"{data.environment}.reversal.compensate.changelog",
+        records[-1]._replace(key=b"sagas\0pay_x_0", value=row),
+    )
+
+
+def change_an_account(data: Copy) -> None:
+    records, index, row = data.row("authorization.decide", "accounts")
+    row["posted"] = row.get("posted", 0) + 1
+    records[index] = records[index]._replace(value=b"\x01" + msgspec.msgpack.encode(row))
+
+
+def change_a_balance(data: Copy) -> None:
+    records, index, row = data.row("ledger.balances", "balances")
+    row[0] += 1
+    records[index] = records[index]._replace(value=b"\x01" + msgspec.msgpack.encode(row))
+
+
+def forget_a_hold(data: Copy) -> None:
+    for records in data.topics[f"{data.environment}.authorization.decide.changelog"]:
+        for record in reversed(records):
+            if record.key and record.key.startswith(b"holds\0") and record.value:
+                newest = next(one for one in reversed(records) if one.key == record.key)
+                if newest.value is not None:
+                    records.append(record._replace(value=None, offset=records[-1].offset + 1))
+                    return
+    raise AssertionError("nothing is held")
+
+
+def change_a_row(data: Copy) -> None:
+    data.tables["payment_events"][0]["event"] += " "
+
+
+def leave_out_a_row(data: Copy) -> None:
+    data.tables["payments"].pop()
+
+
+def leave_work_undone(data: Copy) -> None:
+    records, index, _ = data.find("account.commands", of("authorize"))
+    data.append("account.commands", records[index])
+
+
+def bury_a_message(data: Copy) -> None:
+    letter = Record(0, 0, 0, b"k", b"v", {"source": b"card.requests/0/0", "reason": b"it was a full moon"})
+    data.append("risk.dead-letters", letter)
+
+
+def write_a_card_number(data: Copy) -> None:
+    pan = next(line["body"]["pan"] for line in data.lines if line.get("body", {}).get("pan"))
+    data.change(
+        "payment.events",
+        of("payment_authorized"),
+        lambda e: e["payment"].update(metadata={"note": f"card {pan}"}),
+    )
+
+
+MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
+    ("acknowledged-once", lose_an_outcome),
+    ("acknowledged-once", do_it_twice),
+    ("answers-stable", answer_otherwise),
+    ("event-has-request", forget_a_request),
+    ("event-has-request", forget_a_command),
+    ("command-decided-once", decide_twice),
+    ("unknown-ended", leave_it_unknown_and_do_it_twice),
+    ("time-out-leaves-no-hold", promise_no_hold),
+    ("account-sums", hold_a_cent_more),
+    ("payment-sums", capture_a_cent_more),
+    ("lifecycle", skip_a_status),
+    ("decisions", decline_what_was_there),
+    ("velocity", approve_too_often),
+    ("velocity", count_wrongly),
+    ("journal-balanced", post_a_cent_more),
+    ("hash-chain", change_an_entry),
+    ("hash-chain", leave_out_an_entry),
+    ("journal-complete", leave_out_an_entry),
+    ("trial-balance", post_a_cent_more),
+    ("trial-balance", lose_a_posting),
+    ("captures", lose_what_was_cleared),
+    ("settlement", pay_a_merchant_more),
+    ("sagas", forget_a_saga),
+    ("tables", change_an_account),
+    ("tables", change_a_balance),
+    ("tables", forget_a_hold),
+    ("read-model", change_a_row),
+    ("read-model", leave_out_a_row),
+    ("all-processed", leave_work_undone),
+    ("dead-letters", bury_a_message),
+    ("no-pan", write_a_card_number),
+)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a real system left after some seconds of real requests."""
+    if given := os.environ.get("MINI_VISA_TEST_RECORDING"):
+        return Path(given)
+    folder = tmp_path_factory.mktemp("recording") / "recording"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.faults.harness",
+        "--minutes",
+        "0.1",
+        "--requests",
+        "600",
+        "--seed",
+        "11",
+        "--kinds",
+        "poison",
+    ]
+    done = subprocess.run(
+        [*command, "--database", "sqlite", "--shoppers", "8", "--record", str(folder),
+         "--reports", str(folder.parent)],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6_000:] + done.stderr[-4_000:]
+    return folder
+
+
+@pytest.fixture
+def data(recording: Path) -> Copy:
+    return Copy(recording)
+
+
+def audit(data: Copy) -> Findings:
+    return Audit(data).run()
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_a_real_system_leaves_adds_up_and_every_check_saw_some_of_it(data: Copy) -> None:
+    findings = audit(data)
+    assert not findings.violations
+    seen = {check.name for check in findings.checks.values() if check.looked_at}
+    assert seen >= {name for name, *_ in CHECKS} - {
+        "answers-stable",
+        "unknown-ended",
+        "time-out-leaves-no-hold",
+    }
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "breaks"), MUTATIONS, ids=[f"{name}:{how.__name__}" for name, how in MUTATIONS]
+)
+def test_a_broken_invariant_is_named(name: str, breaks: Callable[[Copy], None], data: Copy) -> None:
+    breaks(data)
+    findings = audit(data)
+    assert findings[name].wrong, f"{breaks.__name__} went unseen by {name}: {findings.violations}"
+    assert not findings.passed
+    if breaks is lose_an_outcome:
+        assert findings.lost == 1
+    if breaks is do_it_twice:
+        assert findings.duplicated == 1
+
+
+def test_every_check_can_fail() -> None:
+    assert {name for name, _ in MUTATIONS} == {name for name, *_ in CHECKS}
+
+
+def test_the_auditor_imports_nothing_of_what_it_audits() -> None:
+    ours = {"mini_visa", "agents", "tables", "tests"}
+    for path in sorted((ROOT / "audit").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path.name}: a relative import"
+                names = [str(node.module)]
+            assert not {name.partition(".")[0] for name in names} & ours, f"{path.name} imports {names}"
+
+
+def test_a_recording_of_bytes_is_read_back_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "topics" / "t"
+    folder.mkdir(parents=True)
+    line = [3, 5, None, base64.b64encode(b"\x00\xff").decode(), {"h": base64.b64encode(b"v").decode()}]
+    (folder / "0.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "recording.json").write_text('{"environment": "dev", "partitions": {"t": 1}}')
+    assert list(Recording(tmp_path).records("t", 0)) == [Record(0, 3, 5, None, b"\x00\xff", {"h": b"v"})]
