@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import faust
 import uvloop
@@ -15,6 +16,19 @@ from mini_visa.errors import UserError
 from mini_visa.settings import Settings
 from mini_visa.streams.app import App
 from mini_visa.streams.probes import Probes
+
+LAST_TASKS_S: Final = 1.0
+"""What is still to be cancelled when everything is stopped gets this long."""
+
+
+class _Worker(faust.Worker):  # type: ignore[misc]
+    """Ends as soon as everything is stopped."""
+
+    async def _sentinel_task(self) -> None:
+        """The last thing on the loop. mode sleeps a second here, in which nobody works on the partitions."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            await asyncio.wait(others, timeout=LAST_TASKS_S)
 
 
 class UnknownService(UserError):
@@ -41,7 +55,7 @@ def run_apps(apps: Sequence[App], settings: Settings) -> NoReturn:
     uvloop.install()
     log_format.configure(settings.log_level)
     probes = [Probes(apps, settings.web_port)] if settings.web_port else []
-    worker = faust.Worker(
+    worker = _Worker(
         *apps,
         *probes,
         loglevel=settings.log_level,

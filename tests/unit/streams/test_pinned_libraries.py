@@ -9,6 +9,7 @@ from typing import Any
 
 import aiokafka
 import faust
+import mode
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
@@ -95,6 +96,12 @@ async def test_sending_outside_the_transaction_is_refused(app: App) -> None:
         app.agent(ITEMS)
     with pytest.raises(Fatal):
         app.Table("rows")
+
+
+def test_modes_worker_ends_where_the_kernels_one_ends_sooner() -> None:
+    """`worker._Worker` overrides the sleep before the loop is closed."""
+    assert "await asyncio.sleep(1.0)" in inspect.getsource(mode.Worker._sentinel_task)
+    assert "ensure_future(self._sentinel_task(), loop=self.loop)" in inspect.getsource(mode.Worker)
 
 
 def test_a_table_belongs_to_one_processor(app: App) -> None:
