@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from agents.risk import assess
+from agents.risk import PARTITIONS, assess
 from mini_visa import topics
 from mini_visa.domain.commands import Authorize, Increment
 from mini_visa.domain.payment import Verdict
@@ -45,6 +45,15 @@ class Comparison:
     """Requests whose response code differs."""
     differences: list[Difference] = field(default_factory=list)
 
+    def add(self, other: Comparison) -> None:
+        """With what another partition's comparison found."""
+        self.requests += other.requests
+        self.declined_before += other.declined_before
+        self.declined_after += other.declined_after
+        self.changed += other.changed
+        room = DIFFERENCES_MAX - len(self.differences)
+        self.differences += other.differences[:room]
+
     def see(self, before: Authorize | Increment, after: Authorize | Increment) -> None:
         assert before.request_id == after.request_id and before.verdict and after.verdict
         old, new = before.verdict, after.verdict
@@ -57,17 +66,18 @@ class Comparison:
             self.differences.append(Difference(before.account, before.request_id, before.amount, old, new))
 
 
-def back_test(records: Iterable[Record], current: RuleSet, proposed: Rule) -> Comparison:
+def back_test(records: Iterable[Record], current: RuleSet, proposed: Rule, *, since: int = 0) -> Comparison:
     """Compare over `records`, one partition of card.requests from some offset on, in order. Windows begin
-    empty there, so start one window before what is of interest. Raises `RuleConflict` for a version that
-    could not be put in force."""
+    empty there, so start one window before what is of interest, which is from `since` (ms) on. Raises
+    `RuleConflict` for a version that could not be put in force."""
     runs = [_service(current), _service(current.put(proposed))]
     comparison = Comparison()
     remaining = iter(records)
     while batch := list(islice(remaining, BATCH_RECORDS)):
         before, after = (list(_passed_on(run, batch)) for run in runs)
-        for old, new in zip(before, after, strict=True):
-            comparison.see(old, new)
+        for (at, old), (_, new) in zip(before, after, strict=True):
+            if at >= since:
+                comparison.see(old, new)
     return comparison
 
 
@@ -76,17 +86,20 @@ def _service(rules: RuleSet) -> tuple[Execution, MemoryStore]:
     table = RULES.name.encode() + SEPARATOR
     row = RULES.encode(rules)
     store.write([(table + CURRENT, row), (table + str(rules.number).encode(), row)])
-    counts = {topic.name: 1 for topic in (assess.source, *assess.sinks)}
+    counts = {topic.name: PARTITIONS for topic in (assess.source, *assess.sinks)}
     return Execution(assess, 0, store, dead_letters=DEAD_LETTERS, partition_counts=counts), store
 
 
-def _passed_on(run: tuple[Execution, MemoryStore], batch: list[Record]) -> Iterator[Authorize | Increment]:
+def _passed_on(
+    run: tuple[Execution, MemoryStore], batch: list[Record]
+) -> Iterator[tuple[int, Authorize | Increment]]:
+    """With their times, ms."""
     execution, store = run
     result = execution.run(batch)
     store.write(result.changes)
     execution.committed()
-    for topic, _, _, value, _, _ in result.outputs:
+    for topic, _, _, value, at, _ in result.outputs:
         if topic == topics.ACCOUNT_COMMANDS.name:
             command = topics.ACCOUNT_COMMANDS.decode(value)
             assert isinstance(command, Authorize | Increment)
-            yield command
+            yield at, command

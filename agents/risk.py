@@ -36,6 +36,7 @@ from tables.velocity import (
 )
 
 REQUEST_WINDOW_MS: Final = settings().request_window_h * 3_600_000
+PARTITIONS: Final = settings().partitions
 DECIMALS: Final = frozenset(EXPONENTS.values())
 
 app = create_app("risk")
@@ -44,7 +45,7 @@ app = create_app("risk")
 @app.processor(
     source=topics.CARD_REQUESTS,
     tables=[VELOCITY, REQUESTS, FORGOTTEN, RULES],
-    sinks=[topics.ACCOUNT_COMMANDS, topics.FRAUD_ALERTS],
+    sinks=[topics.ACCOUNT_COMMANDS, topics.FRAUD_ALERTS, topics.RISK_RULES, topics.CARD_REQUESTS],
     tick=Tick,
 )
 def assess(request: CardRequest, context: Context) -> None:
@@ -115,14 +116,24 @@ def count_outcome(outcome: PaymentOutcome, context: Context) -> None:
 
 
 def put_rule(put: PutRule, context: Context) -> None:
+    """Versions come into partition 0, which passes on those that it takes: so that all partitions see every
+    change, in one order."""
     rules = context.table(RULES)
     former = in_force(rules)
     try:
-        changed = former.put(risk.rule_of(put))
+        rule = risk.rule_of(put)
+        changed = former.put(rule)
     except (risk.InvalidRule, risk.RuleConflict) as error:
         raise Impossible(f"rule not put in force: {error}") from None
     if changed is not former:
         put_in_force(rules, changed)
+        context.emit(
+            topics.RISK_RULES, risk.RuleInForce(rule=rule, at=context.timestamp), key=rule.id.encode(),
+            partition=context.partition,
+        )  # fmt: skip
+        if context.partition == 0:
+            for partition in range(1, PARTITIONS):
+                context.emit(topics.CARD_REQUESTS, put, key=context.key, partition=partition)
 
 
 def alert(

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -57,6 +57,8 @@ read_model_commands = typer.Typer(
     no_args_is_help=True, help="The SQL database that queries are answered from."
 )
 payment_commands = typer.Typer(no_args_is_help=True, help="Payments.")
+settlement_commands = typer.Typer(no_args_is_help=True, help="What merchants are paid, cycle by cycle.")
+rule_commands = typer.Typer(no_args_is_help=True, help="Risk rules.")
 event_commands = typer.Typer(no_args_is_help=True, help="payment.events, the source of truth.")
 letter_commands = typer.Typer(no_args_is_help=True, help="What services could not process, and why.")
 migrate_commands = typer.Typer(no_args_is_help=True, help="From another system to this one.")
@@ -65,6 +67,8 @@ RUN, USE, RUN_PARTS = "Run everything", "Use it", "Run and look at its parts"
 app.add_typer(account_commands, name="accounts", rich_help_panel=USE)
 app.add_typer(payment_commands, name="payments", rich_help_panel=USE)
 app.add_typer(event_commands, name="events", rich_help_panel=USE)
+app.add_typer(settlement_commands, name="settlement", rich_help_panel=USE)
+app.add_typer(rule_commands, name="rules", rich_help_panel=USE)
 app.add_typer(broker_commands, name="broker", rich_help_panel=RUN_PARTS)
 app.add_typer(topic_commands, name="topics", rich_help_panel=RUN_PARTS)
 app.add_typer(migrate_commands, name="migrate", rich_help_panel=RUN_PARTS)
@@ -801,6 +805,142 @@ def audit(
             cluster.close()
     except Unreadable as error:
         raise UserError(str(error)) from error
+
+
+@app.command(rich_help_panel=USE)
+def sagas(
+    late: Annotated[bool, typer.Option("--late", help="Only those that something is wrong with.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many, the oldest.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Payments some step of which has still to take place, with their age: a capture waits for the clearing
+    house (waiting), has waited too long (overdue), or is being undone (compensating).
+
+    Read from the read model's database. With --late the exit code is 1 when there is one."""
+    found = asyncio.run(_with_read_model(lambda read_model: read_model.open_sagas(limit)))
+    now = time.time_ns() // 1_000_000
+    if late:
+        found = [saga for saga in found if saga.state != "waiting"]
+    if as_json:
+        from mini_visa.gateway.views import saga_view
+
+        print_json([saga_view(saga, now) for saga in found])
+    elif not found:
+        out().print("No saga is late." if late else "No saga is open.")
+    else:
+        shown = table("payment", "state", "step", "#age", "captures", "#tries")
+        for saga in found:
+            captures = " ".join(map(str, saga.waiting))
+            shown.add_row(
+                saga.payment_id, saga.state, saga.step, _age(now - saga.since), captures, str(saga.tries)
+            )
+        out().print(shown)
+    if late and found:
+        raise typer.Exit(1)
+
+
+def _age(ms: int) -> str:
+    """ "3 s", "4 min", "5 h", "6 days": the largest unit that there are two of."""
+    seconds = max(0, ms) // 1_000
+    for name, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {name}"
+    return f"{seconds} s"
+
+
+async def _with_read_model(ask: Callable[[Any], Awaitable[Any]]) -> Any:
+    """The read model's answer. It is opened as it is: no command changes its schema by looking."""
+    from mini_visa.readmodel import ReadModel
+
+    async with await ReadModel.open(settings().model_copy(update={"database_migrate": False})) as read_model:
+        return await ask(read_model)
+
+
+@settlement_commands.command("cycles")
+def settlement_cycles(
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most so many, the newest.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Closed settlement cycles, newest first."""
+    page = asyncio.run(_with_read_model(lambda read_model: read_model.settlement_cycles(None, limit)))
+    if as_json:
+        from mini_visa.gateway.views import cycle_view
+
+        print_json([cycle_view(cycle) for cycle in page.items])
+        return
+    shown = table("cycle", "#positions", "#partitions", "closed")
+    for cycle in page.items:
+        closed = datetime.fromtimestamp(cycle.closed_at / 1_000, UTC).isoformat(timespec="seconds")
+        shown.add_row(cycle.cycle, f"{cycle.positions:,}", str(cycle.partitions), closed)
+    out().print(shown)
+
+
+@settlement_commands.command("file")
+def settlement_file(
+    cycle: Annotated[str, typer.Argument(help="Such as 2026-01-31T00:00:00Z: see `settlement cycles`.")],
+    as_json: Json = False,
+) -> None:
+    """A cycle's file on standard output: CSV, or with --json a JSON document with the totals. The totals are
+    what the ledger's settlement:bank paid for it."""
+    from mini_visa.domain.settlement import csv_file, json_file
+
+    found = asyncio.run(_with_read_model(lambda read_model: read_model.settled_positions(cycle)))
+    if not found:
+        raise UserError(f"There is no closed cycle {cycle}. See which there are: mini-visa settlement cycles")
+    sys.stdout.buffer.write(json_file(found) if as_json else csv_file(found).encode())
+    sys.stdout.flush()
+
+
+@rule_commands.command("list")
+def rules_list(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: Json = False) -> None:
+    """The risk rules in force."""
+    found = _client(url, api_key).get("/rules")["items"]
+    if as_json:
+        print_json(found)
+        return
+    shown = table("rule", "#version", "metric", "#window s", "#threshold", "outcome", "code", "#score")
+    for rule in found:
+        if not rule["retired"]:
+            shown.add_row(
+                rule["rule"], str(rule["version"]), rule["metric"], str(rule["window_s"]),
+                f"{rule['threshold']:,}", rule["outcome"], rule["response_code"] or "", str(rule["score"]),
+            )  # fmt: skip
+    out().print(shown)
+
+
+@rule_commands.command("backtest")
+def rules_backtest(
+    file: Annotated[
+        str, typer.Argument(help='JSON file, "-" for standard input: {"rule": {"id": ..., "version": ...}}.')
+    ],
+    as_json: Json = False,
+) -> None:
+    """What a rule would have decided over the last day, or from `from_ms` to `to_ms`, against those in force.
+
+    The file: {"rule": RULE, "current": [RULE, ...], "from_ms": N, "to_ms": N}; only `rule` is required, its
+    fields are those of GET /rules, with `id` for its name."""
+    from mini_visa.backtest import question_of, run
+
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    found = asyncio.run(run(settings(), question_of(data)))
+    if as_json:
+        print_json(found)
+        return
+    differences = found.pop("differences")
+    _show(found)
+    shown = table("account", "request", "#amount", "before", "after")
+    for one in differences:
+        shown.add_row(
+            one["account_id"],
+            one["request_id"],
+            str(one["amount"]),
+            one["before"] or "-",
+            one["after"] or "-",
+        )
+    out().print(shown)
 
 
 @app.command(rich_help_panel=USE)

@@ -6,6 +6,7 @@ name in lower case in /run/secrets (``mini_visa_database_url``), where container
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal
@@ -153,6 +154,16 @@ class Settings(BaseSettings):
     @property
     def logs(self) -> Path:
         return self.home / "logs"
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment of a process that is to have these settings and no others."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("MINI_VISA_")}
+    return others | {
+        f"MINI_VISA_{name.upper()}": str(value)
+        for name, value in settings.model_dump().items()
+        if value is not None
+    }
 
 
 @cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from mini_visa.domain import answers, clearing, commands, events, journal, saga, settlement
+from mini_visa.domain import answers, clearing, commands, events, journal, risk, saga, settlement
 from mini_visa.domain.messages import MessageCodec
 from mini_visa.streams.topic import DAY_MS, FOR_EVER_MS, HOUR_MS, AnyTopic, Topic
 
@@ -142,6 +142,17 @@ PAYMENT_SAGAS: Topic[saga.SagaEvent] = Topic(
     retention_ms=90 * DAY_MS,
 )
 
+_rules: MessageCodec[risk.RuleInForce] = MessageCodec(risk.RuleInForce)
+RISK_RULES: Topic[risk.RuleInForce] = Topic(
+    "risk.rules",
+    _rules.decode,
+    _rules.encode,
+    key="rule",
+    holds="versions of risk rules, as each partition puts them in force",
+    written_by="risk",
+    retention_ms=FOR_EVER_MS,
+)
+
 ALL: tuple[AnyTopic, ...] = (
     CARD_REQUESTS,
     ACCOUNT_COMMANDS,
@@ -155,6 +166,7 @@ ALL: tuple[AnyTopic, ...] = (
     CLEARING_ITEMS,
     SETTLEMENT_POSITIONS,
     PAYMENT_SAGAS,
+    RISK_RULES,
 )
 
 SERVICES = ("risk", "authorization", "projection", "ledger", "clearing", "reversal", "connector")

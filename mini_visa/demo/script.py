@@ -79,7 +79,8 @@ class Lane:
     """Sent without a pause, for rules that count within a window."""
     account_id: str = ""
     uncertain: bool = False
-    """A capture of it may be rejected at any time from now on: more may be available than reckoned."""
+    """A capture of it may be rejected, or a refund post, at any time from now on: more may be available than
+    reckoned."""
 
 
 @dataclass(frozen=True)
@@ -414,6 +415,7 @@ class _Writer:
     def _refund(self, lane: Lane, about: Step, payment: ModelPayment, amount: int | None) -> None:
         left = payment.left_to_refund
         done = lane.account.refund(payment, left if amount is None else amount)
+        lane.uncertain = True  # it posts when its capture clears
         self._operation(
             lane, "refund", about, *_answer(done), self._amount(lane, amount), left=None if done else left
         )

@@ -83,6 +83,8 @@ class ClearingItem(Message, frozen=True, kw_only=True, omit_defaults=True, tag="
     """Minor units against it: a refund, a chargeback."""
     interchange: int = 0
     scheme_fee: int = 0
+    n: int = 0
+    """The capture that cleared; 0: this is about no capture."""
 
     @property
     def net(self) -> int:
@@ -120,10 +122,10 @@ def item_of(event: PaymentFact) -> ClearingItem | None:
     posting = next((posting for posting in postings_of(event) if posting.account == payable), None)
     if posting is None:
         return None
-    sale, returned, interchange, scheme_fee = max(0, -posting.amount), max(0, posting.amount), 0, 0
+    sale, returned, interchange, scheme_fee, n = max(0, -posting.amount), max(0, posting.amount), 0, 0, 0
     if isinstance(event, CaptureCleared):
         sale, returned = event.amount, event.refund_posted
-        interchange, scheme_fee = event.interchange, event.scheme_fee
+        interchange, scheme_fee, n = event.interchange, event.scheme_fee, event.n
     item = ClearingItem(
         merchant_id=event.payment.merchant.id or NO_MERCHANT,
         currency=posting.currency,
@@ -134,6 +136,7 @@ def item_of(event: PaymentFact) -> ClearingItem | None:
         returned=returned,
         interchange=interchange,
         scheme_fee=scheme_fee,
+        n=n,
     )
     assert item.net == -posting.amount, "an item that the ledger does not know"
     return item

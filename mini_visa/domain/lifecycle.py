@@ -4,10 +4,20 @@ and the statuses that are derived from captures, refunds and chargebacks.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import StrEnum
 from typing import Final
 
-from mini_visa.domain.payment import CaptureState, DisputeState, Payment, PaymentStatus, RefundState
+from msgspec.structs import replace
+
+from mini_visa.domain.payment import (
+    CaptureState,
+    DisputeState,
+    Payment,
+    PaymentStatus,
+    RefundState,
+    held_of,
+)
 
 _AUTHORIZED = PaymentStatus.AUTHORIZED
 _PARTLY = PaymentStatus.PARTIALLY_AUTHORIZED
@@ -107,6 +117,22 @@ def clearing_status(payment: Payment) -> CaptureState | None:
         if state in states:
             return state
     return None
+
+
+def as_shown(payment: Payment, settled: Container[int] = ()) -> Payment:
+    """The payment as a reader sees it, who knows more than its account does: a cleared capture is `settled`
+    when the cycle it is in has been closed (`settled`: their numbers), and a rejected one `compensated` when
+    nothing that has to be undone because of it is left."""
+    undone = payment.captured > 0 or held_of(payment) == 0
+    captures = tuple(
+        replace(capture, state=CaptureState.SETTLED)
+        if capture.state is CaptureState.CLEARED and capture.n in settled
+        else replace(capture, state=CaptureState.COMPENSATED)
+        if capture.state is CaptureState.REJECTED and undone
+        else capture
+        for capture in payment.captures
+    )
+    return payment if captures == payment.captures else replace(payment, captures=captures)
 
 
 def refund_status(payment: Payment) -> RefundState | None:

@@ -22,6 +22,7 @@ import msgspec
 
 from mini_visa.domain import response_codes
 from mini_visa.domain.commands import PutRule
+from mini_visa.domain.messages import Message
 from mini_visa.domain.money import EXPONENTS
 from mini_visa.domain.payment import Data, RuleHit, Verdict
 
@@ -184,6 +185,13 @@ def rule_of(put: PutRule) -> Rule:
     if code_given not in ("", code):
         raise InvalidRule(f"response_code: must be {code!r} or left out")
     return msgspec.structs.replace(rule, response_code=code)
+
+
+class RuleInForce(Message, frozen=True, kw_only=True, omit_defaults=True, tag="rule_in_force/1"):
+    """A partition of risk has put a version of a rule in force. Travels on risk.rules."""
+
+    rule: Rule
+    at: int
 
 
 class Velocity(msgspec.Struct, frozen=True, array_like=True):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
 from time import perf_counter
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 access_log = logging.getLogger("mini_visa.access")
 
 JSON: Final = "application/json"
+EVENT_STREAM: Final = "text/event-stream"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 IDEMPOTENCY_REPLAYED: Final = "Idempotency-Replayed"
 CONSISTENCY_TOKEN: Final = "Consistency-Token"  # noqa: S105
@@ -85,6 +87,7 @@ class Reply(NamedTuple):
 
 CommandOf = Callable[[Call], Awaitable[Command]]
 ReplyOf = Callable[[Call], Awaitable[Reply]]
+StreamOf = Callable[[Call], AsyncGenerator[bytes, None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,12 +110,17 @@ class Route:
     """Where the command goes; None: a query."""
     command: CommandOf | None = None
     reply: ReplyOf | None = None
+    stream: StreamOf | None = None
+    """Of a response without an end (server-sent events)."""
+    csv: bool = False
+    """Also as text/csv, by the header Accept."""
     bounded: bool = True
     """Counts as a request in flight, and is refused while the gateway drains."""
 
     def __post_init__(self) -> None:
         assert (self.command is None) == (self.topic is None), f"{self.name}: a command needs a topic"
-        assert (self.command is None) != (self.reply is None), f"{self.name}: one of command and reply"
+        ways = [way for way in (self.command, self.reply, self.stream) if way is not None]
+        assert len(ways) == 1, f"{self.name}: one of command, reply and stream"
 
 
 def fingerprint(name: str, account: str, path: Mapping[str, str], values: Mapping[str, Any]) -> str:
@@ -165,7 +173,7 @@ class Endpoint:
             gateway.metrics.refused.labels("in_flight").inc()
             raise busy("busy", "Too many requests at once. Nothing was done: send it again in a moment.")
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         gateway, route = self._gateway, self._route
         client = gateway.access.client(request.headers.get("Authorization"), route.scope)
         if route.bounded:
@@ -177,6 +185,8 @@ class Endpoint:
             values = _query(request, route.query)
         call = Call(gateway, route, client, request.match_info, values, request.headers)
         del values
+        if route.stream is not None:
+            return await _streamed(request, route.stream(call))
         if route.reply is not None:
             reply = await route.reply(call)
             return web.Response(
@@ -221,6 +231,23 @@ class Endpoint:
         self._seconds.observe(seconds)
         if route.bounded:
             access_log.info("%s %s %d %.1f ms", route.method, route.path, status, seconds * 1000)
+
+
+async def _streamed(request: web.Request, parts: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """Sends parts until there are no more or the client is gone. What goes wrong before the first part is a
+    problem like any other; after it, the connection ends."""
+    async with aclosing(parts):
+        first = await anext(parts)
+        response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM, "Cache-Control": "no-store"})
+        await response.prepare(request)
+        try:
+            await response.write(first)
+            async for part in parts:
+                await response.write(part)
+            await response.write_eof()
+        except (ConnectionError, Problem) as end:
+            log.info("a stream ended: %s", type(end).__name__)
+    return response
 
 
 CATCH_ALL: Final = "/{tail}"

@@ -124,7 +124,7 @@ class Exchange:
         answer: asyncio.Future[Answer] = loop.create_future()
         self._waiting[command.attempt] = answer
         try:
-            delivery = await self._send(topic, command, deadline)
+            delivery = await self._send(topic, command, command.account.encode(), deadline)
             delivery.add_done_callback(lambda done: _pass_on_failure(done, answer))
             timer = loop.call_at(deadline, _give_up, answer)
             try:
@@ -136,10 +136,12 @@ class Exchange:
         finally:
             del self._waiting[command.attempt]
 
-    async def tell(self, topic: AnyTopic, command: Command, *, deadline: float) -> None:
-        """Sends `command` and waits until it is durable. Raises `NotSent` or `NoAnswer` (it is in the
+    async def tell(
+        self, topic: AnyTopic, message: Any, *, key: bytes, deadline: float, partition: int | None = None
+    ) -> None:
+        """Sends `message` and waits until it is durable. Raises `NotSent` or `NoAnswer` (it is in the
         producer's buffer, which goes on trying, and may become durable later)."""
-        delivery = await self._send(topic, command, deadline)
+        delivery = await self._send(topic, message, key, deadline, partition)
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.shield(delivery)
@@ -162,17 +164,19 @@ class Exchange:
 
     # -- out -------------------------------------------------------------------------------------
 
-    async def _send(self, topic: AnyTopic, command: Command, deadline: float) -> asyncio.Future[Any]:
+    async def _send(
+        self, topic: AnyTopic, message: Any, key: bytes, deadline: float, partition: int | None = None
+    ) -> asyncio.Future[Any]:
         producer = self._producer
         if producer is None:
             raise NotSent("the producer is being replaced")
         started = monotonic()
-        key = command.account.encode()
-        partition = partition_of(key, self.partitions[topic.name])
+        if partition is None:
+            partition = partition_of(key, self.partitions[topic.name])
         try:
             async with asyncio.timeout_at(deadline):
                 delivery: asyncio.Future[Any] = await producer.send(
-                    topic.name, topic.encode(command), key, partition
+                    topic.name, topic.encode(message), key, partition
                 )
         except (TimeoutError, KafkaError) as error:  # raised before the record entered the buffer
             self._check(error)

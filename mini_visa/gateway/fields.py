@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -206,6 +206,46 @@ def one_of(choices: type[StrEnum]) -> Check:
     return check
 
 
+def among(choices: Sequence[str]) -> Check:
+    """A check for one of these words."""
+    says = f"must be one of {', '.join(choices)}"
+
+    def check(value: Any) -> str:
+        if type(value) is not str or value not in choices:
+            raise Invalid(says if type(value) is str else "must be a string")
+        return value
+
+    return check
+
+
+def integer(least: int, most: int) -> Check:
+    """A check for a whole number in a body."""
+
+    def check(value: Any) -> int:
+        if type(value) is not int:
+            raise Invalid("must be a whole number")
+        if not least <= value <= most:
+            raise Invalid(f"must be from {least} to {most}")
+        return value
+
+    return check
+
+
+def thresholds(value: Any) -> dict[str, int]:
+    """Minor units by currency."""
+    if type(value) is not dict:
+        raise Invalid("must be an object of numbers by currency")
+    check = integer(0, 10**15)
+    for name, amount in value.items():
+        if name not in EXPONENTS:
+            raise Invalid("has a name that is not an ISO 4217 currency code in upper case")
+        try:
+            check(amount)
+        except Invalid as error:
+            raise Invalid(f"has an amount that {error}") from None
+    return value
+
+
 def moment(value: Any) -> int:
     """A time as RFC 3339 writes it, in ms."""
     try:
@@ -254,6 +294,15 @@ def money(text: str, exponent: int, name: str = "amount") -> int:
 IDENTIFIER_PATTERN: Final = r"^[A-Za-z0-9._:-]{1,64}$"
 _IDENTIFIER_SAYS = "must be 1 to 64 characters of A-Z a-z 0-9 . _ : -"
 identifier: Check = matching(IDENTIFIER_PATTERN, _IDENTIFIER_SAYS)
+
+
+PAYMENT_ID_PATTERN: Final = r"^pay_[A-Za-z0-9_-]{1,64}_(0|[1-9a-f][0-9a-f]{0,11})$"
+identifier_of_payment: Check = matching(PAYMENT_ID_PATTERN, "must be a payment's id")
+PAYMENT_ID_SCHEMA: Final = {
+    "type": "string",
+    "pattern": PAYMENT_ID_PATTERN,
+    "description": "Of this payment.",
+}
 
 
 def identifier_schema(description: str) -> dict[str, Any]:

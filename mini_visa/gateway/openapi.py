@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from mini_visa import __version__
 from mini_visa.domain.payment import (
@@ -13,15 +13,17 @@ from mini_visa.domain.payment import (
     PaymentStatus,
     RefundState,
 )
+from mini_visa.domain.risk import Metric, RuleOutcome
 from mini_visa.gateway.access import SCOPES
 from mini_visa.gateway.endpoints import (
     CONSISTENCY_TOKEN,
+    EVENT_STREAM,
     IDEMPOTENCY_KEY,
     IDEMPOTENCY_REPLAYED,
     JSON,
     Route,
 )
-from mini_visa.gateway.fields import IDENTIFIER_PATTERN, Body
+from mini_visa.gateway.fields import IDENTIFIER_PATTERN, PAYMENT_ID_PATTERN, Body
 from mini_visa.gateway.problems import CONTENT_TYPE
 from mini_visa.gateway.queries import AGE_MS
 
@@ -221,6 +223,125 @@ EXPLANATION: Final = _object(
         ),
     }
 )
+_BALANCE: Final = _object(
+    {
+        "currency": _text(),
+        "debits": MONEY,
+        "credits": MONEY,
+        "balance": {**MONEY, "description": "Debit > 0."},
+    }
+)
+TRIAL_BALANCE: Final = _object(
+    {
+        "currencies": _list(
+            _object(
+                {
+                    "currency": _text(),
+                    "debits": MONEY,
+                    "credits": MONEY,
+                    "difference": {**MONEY, "description": "Always 0."},
+                }
+            )
+        ),
+        "positions": {**_list(_PLACE), "description": "How far the journals were read."},
+    }
+)
+_CHAIN_PLACE: Final[Schema] = {
+    "journal": _text(enum=["payments", "settlement"]),
+    "partition": NUMBER,
+    "number": {**NUMBER, "description": "1, 2, 3 ... in its chain."},
+}
+LINE: Final = _object(
+    {
+        "at": TIME,
+        "kind": _text("What happened."),
+        "amount": {**MONEY, "description": "Debit > 0."},
+        "currency": _text(),
+        "payment_id": _or_null(_text()),
+        "merchant_id": _or_null(_text()),
+        "reference": _or_null(_text("The request that caused it; in settlement, the cycle.")),
+        "entry": _object(_CHAIN_PLACE),
+    }
+)
+JOURNAL_ENTRY: Final = _object(
+    {
+        **_CHAIN_PLACE,
+        "at": TIME,
+        "kind": _text(),
+        "postings": _list(_object({"account": _text(), "currency": _text(), "amount": MONEY})),
+        "payment_id": _or_null(_text()),
+        "reference": _or_null(_text()),
+        "previous": _text("Hash of the entry before it; empty for the first."),
+        "hash": _text("SHA-256, hex."),
+    }
+)
+CYCLE: Final = _object(
+    {
+        "cycle": _text("When it began."),
+        "partitions": {**NUMBER, "description": "That have closed it."},
+        "positions": NUMBER,
+        "closed_at": TIME,
+    }
+)
+POSITION: Final = _object(
+    {
+        "cycle": _text(),
+        "merchant_id": _text(),
+        "currency": _text(),
+        "items": NUMBER,
+        "sales": MONEY,
+        "returns": MONEY,
+        "interchange": MONEY,
+        "scheme_fees": MONEY,
+        "net": {**MONEY, "description": "What the merchant gets; negative: that it owes."},
+    }
+)
+SAGA: Final = _object(
+    {
+        "payment_id": _text(),
+        "account_id": _text(),
+        "state": _text("overdue: a deadline has passed.", enum=["waiting", "overdue", "compensating"]),
+        "step": _text(enum=["clearing", "releasing"]),
+        "captures": _list(NUMBER),
+        "tries": NUMBER,
+        "since": TIME,
+        "age_s": NUMBER,
+    }
+)
+RULE: Final = _object(
+    {
+        "rule": _text(),
+        "version": NUMBER,
+        "metric": _text(enum=list(get_args(Metric))),
+        "window_s": NUMBER,
+        "threshold": NUMBER,
+        "thresholds": {"type": "object", "additionalProperties": NUMBER},
+        "outcome": _text(enum=list(get_args(RuleOutcome))),
+        "response_code": _or_null(CODE),
+        "score": NUMBER,
+        "retired": {"type": "boolean"},
+    }
+)
+BACK_TEST: Final = _object(
+    {
+        "requests": {**NUMBER, "description": "Authorizations and increments in the stretch."},
+        "declined_before": {**NUMBER, "description": "By risk, under the rules in force."},
+        "declined_after": {**NUMBER, "description": "With this version among them."},
+        "changed": {**NUMBER, "description": "Requests whose response code differs."},
+        "complete": {"type": "boolean", "description": "false: the stretch has more than is looked at."},
+        "differences": _list(
+            _object(
+                {
+                    "account_id": _text(),
+                    "request_id": _text(),
+                    "amount": {**NUMBER, "description": "Minor units."},
+                    "before": _text("Response code; empty: not declined by risk."),
+                    "after": _text(),
+                }
+            )
+        ),
+    }
+)
 PROBLEM: Final = _object(
     {
         "type": _text(format="uri"),
@@ -257,6 +378,21 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "EntryPage": _page("Entry"),
     "Alert": ALERT,
     "AlertPage": _page("Alert"),
+    "TrialBalance": TRIAL_BALANCE,
+    "LedgerAccount": _object({"account": _text(), "balances": _list(_BALANCE)}),
+    "Line": LINE,
+    "LinePage": _page("Line"),
+    "JournalEntry": JOURNAL_ENTRY,
+    "JournalEntries": _object({"items": _list(_ref("JournalEntry"))}),
+    "Cycle": CYCLE,
+    "CyclePage": _page("Cycle"),
+    "Position": POSITION,
+    "PositionPage": _page("Position"),
+    "Saga": SAGA,
+    "Sagas": _object({"items": _list(_ref("Saga"))}),
+    "Rule": RULE,
+    "Rules": _object({"items": _list(_ref("Rule"))}),
+    "BackTest": BACK_TEST,
     "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
     "Status": _object({"status": _text()}),
     "Problem": PROBLEM,
@@ -278,6 +414,7 @@ _STATUSES: Final = {
     504: "No answer in time. For an authorization: no hold remains, unless another attempt was answered.",
 }
 _QUERY_STATUSES: Final = (400, 429, 503, 504)
+_BODY_STATUSES: Final = (404, 408, 409, 413, 415)
 _COMMAND_STATUSES: Final = (400, 404, 408, 409, 413, 415, 422, 429, 503, 504)
 _RETRY_AFTER: Final = (429, 503)
 
@@ -295,7 +432,11 @@ def _responses(route: Route) -> Schema:
         headers[IDEMPOTENCY_REPLAYED] = _header("true: this is the first answer again.", _text())
     elif route.bounded:
         headers[AGE_MS] = _header("How old the answer may be, ms.", {"type": "integer", "minimum": 0})
-    content = {JSON: {"schema": _ref(route.answers)}} if route.answers else {"text/plain": {}}
+    content: Schema = {JSON: {"schema": _ref(route.answers)}} if route.answers else {"text/plain": {}}
+    if route.stream is not None:
+        content = {EVENT_STREAM: {"schema": _text("Events named `alert`, with an Alert as JSON.")}}
+    if route.csv:
+        content["text/csv"] = {"schema": _text("RFC 4180, with a header line.")}
     ok: Schema = {"description": "Done.", "content": content}
     if headers:
         ok["headers"] = headers
@@ -304,8 +445,12 @@ def _responses(route: Route) -> Schema:
         statuses.extend(_COMMAND_STATUSES)
     elif route.bounded:
         statuses.extend(_QUERY_STATUSES)
-        if "{" in route.path:
+        if route.body is not None:
+            statuses.extend(_BODY_STATUSES)
+        elif "{" in route.path or route.name == "list_journal_entries":
             statuses.append(404)
+    elif route.stream is not None:
+        statuses.extend((400, 503))
     elif route.name == "readyz":
         statuses.append(503)
     if route.scope is not None:
@@ -333,7 +478,10 @@ def _body_schema(body: Body) -> Schema:
 
 
 _PATH_PATTERNS: Final = {
-    "payment_id": "^pay_[A-Za-z0-9_-]{1,64}_(0|[1-9a-f][0-9a-f]{0,11})$",
+    "payment_id": PAYMENT_ID_PATTERN,
+    "name": "^[A-Za-z0-9._:-]{1,160}$",
+    "cycle": "^[0-9TZ:-]{1,32}$",
+    "rule": r"^[a-z0-9][a-z0-9-]{0,63}$",
     "account_id": "^tok_[A-Za-z0-9_-]{1,64}$",
     "n": "^[0-9]{1,6}$",
 }
@@ -347,7 +495,7 @@ def _parameters(route: Route) -> list[Schema]:
     if route.query is not None:
         family = route.query.family
         for field in route.query.fields:
-            parameters.append(_parameter(field.name, field.schema))
+            parameters.append({**_parameter(field.name, field.schema), "required": field.required})
         if family is not None:
             parameters.append(_parameter(f"{family.name}.KEY", family.schema))
     if route.command is not None:

@@ -24,23 +24,23 @@ _TOKEN: Final = re.compile(r"([0-9]{1,4}):([0-9]{1,18})", re.ASCII)
 async def payment(call: Call) -> Reply:
     """The payment and what happened to it."""
     payment_id = call.path["payment_id"]
-    async with _read_model(call, call.gateway.account_of(payment_id)) as read_model:
+    async with reading(call, call.gateway.account_of(payment_id)) as read_model:
         record = await read_model.payment(payment_id)
         age = await read_model.lag_ms()
     if record is None:
         raise not_found("payment")
-    return _reply(views.payment_record_view(record.payment, record.events), age)
+    return view_reply(views.payment_record_view(record.payment, record.events), age)
 
 
 async def explanation(call: Call) -> Reply:
     """Why the payment was decided as it was."""
     payment_id = call.path["payment_id"]
-    async with _read_model(call, call.gateway.account_of(payment_id)) as read_model:
+    async with reading(call, call.gateway.account_of(payment_id)) as read_model:
         record = await read_model.payment(payment_id)
         age = await read_model.lag_ms()
     if record is None:
         raise not_found("payment")
-    return _reply(views.explanation_view(record.payment, record.events), age)
+    return view_reply(views.explanation_view(record.payment, record.events), age)
 
 
 async def payments(call: Call) -> Reply:
@@ -56,17 +56,17 @@ async def payments(call: Call) -> Reply:
         max_amount=values["max_amount"],
         metadata=values["metadata"],
     )
-    async with _read_model(call, values["account"]) as read_model:
+    async with reading(call, values["account"]) as read_model:
         page = await read_model.payments(filters, values["cursor"], values["limit"])
         age = await read_model.lag_ms()
-    return _page([views.payment_view(item) for item in page.items], page.next_cursor, age)
+    return page_reply([views.payment_view(item) for item in page.items], page.next_cursor, age)
 
 
 async def account(call: Call) -> Reply:
     """The account as it is, or as it was at a time."""
     account_id = call.gateway.account_id(call.path["account_id"])
     at = call.values["at"]
-    async with _read_model(call, account_id) as read_model:
+    async with reading(call, account_id) as read_model:
         found = await (
             read_model.account(account_id) if at is None else read_model.account_at(account_id, at)
         )
@@ -74,31 +74,31 @@ async def account(call: Call) -> Reply:
     if found is None:
         raise not_found("account" if at is None else "account at that time")
     call.gateway.recent.learn_currency(found.account_id, found.currency)
-    return _reply(views.account_view(found), age)
+    return view_reply(views.account_view(found), age)
 
 
 async def entries(call: Call) -> Reply:
     """The account's statement, newest first."""
     account_id = call.gateway.account_id(call.path["account_id"])
     values = call.values
-    async with _read_model(call, account_id) as read_model:
+    async with reading(call, account_id) as read_model:
         if await read_model.account(account_id) is None:
             raise not_found("account")
         page = await read_model.entries(account_id, values["at"], values["cursor"], values["limit"])
         age = await read_model.lag_ms()
-    return _page([views.entry_view(item) for item in page.items], page.next_cursor, age)
+    return page_reply([views.entry_view(item) for item in page.items], page.next_cursor, age)
 
 
 async def alerts(call: Call) -> Reply:
     """Fraud alerts, newest first."""
-    async with _read_model(call, None) as read_model:
+    async with reading(call, None) as read_model:
         page = await read_model.alerts(call.values["cursor"], call.values["limit"])
         age = await read_model.lag_ms()
-    return _page([views.alert_view(item) for item in page.items], page.next_cursor, age)
+    return page_reply([views.alert_view(item) for item in page.items], page.next_cursor, age)
 
 
 @asynccontextmanager
-async def _read_model(call: Call, account: str | None) -> AsyncIterator[ReadModel]:
+async def reading(call: Call, account: str | None) -> AsyncIterator[ReadModel]:
     """The read model once it has what the caller may expect. Raises `Problem` 503 or 504."""
     read_model = call.gateway.read_model
     if read_model is None:
@@ -142,9 +142,11 @@ async def _wait(read_model: ReadModel, places: Sequence[tuple[int, int]], timeou
         )
 
 
-def _reply(view: Mapping[str, Any], age_ms: int) -> Reply:
+def view_reply(view: Mapping[str, Any], age_ms: int) -> Reply:
+    """An answer of the read model."""
     return Reply(orjson.dumps(view), headers={AGE_MS: str(age_ms)})
 
 
-def _page(items: Sequence[Mapping[str, Any]], next_cursor: str | None, age_ms: int) -> Reply:
-    return _reply({"items": items, "next_cursor": next_cursor}, age_ms)
+def page_reply(items: Sequence[Mapping[str, Any]], next_cursor: str | None, age_ms: int) -> Reply:
+    """A page of a list."""
+    return view_reply({"items": items, "next_cursor": next_cursor}, age_ms)

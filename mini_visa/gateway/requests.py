@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, get_args
 
 from mini_visa.domain.payment import AccountStatus, PaymentStatus
+from mini_visa.domain.risk import SCORE_MAX, WINDOW_S_MAX, WINDOW_S_MIN, Metric, RuleOutcome
 from mini_visa.gateway.fields import (
     CURRENCY,
     EXPIRY,
     METADATA,
     METADATA_VALUE_MAX,
     PAN,
+    PAYMENT_ID_SCHEMA,
     REQUEST_ID,
     Body,
     Field,
+    among,
     amount_field,
     amount_schema,
     currency,
     flag_field,
     identifier,
     identifier_field,
+    identifier_of_payment,
     identifier_schema,
+    integer,
     ip,
     matching,
     metadata,
     moment,
     one_of,
     short_text,
+    thresholds,
     units,
     whole_number,
 )
@@ -141,6 +147,75 @@ PAY_ACCOUNT = Body(
 )
 
 
+_THRESHOLD_MAX: Final = 10**15
+_RULE_FIELDS: Final = (
+    Field(
+        "version",
+        integer(1, 2**31),
+        {"type": "integer", "minimum": 1, "maximum": 2**31, "description": "Higher than the one in force."},
+        required=True,
+    ),
+    Field(
+        "metric",
+        among(get_args(Metric)),
+        {"type": "string", "enum": list(get_args(Metric)), "description": "Of the card, over the window."},
+        required=True,
+    ),
+    Field(
+        "window_s",
+        integer(WINDOW_S_MIN, WINDOW_S_MAX),
+        {
+            "type": "integer",
+            "minimum": WINDOW_S_MIN,
+            "maximum": WINDOW_S_MAX,
+            "description": "Seconds of event time; above 60 a multiple of 60.",
+        },
+        required=True,
+    ),
+    Field(
+        "threshold",
+        integer(0, _THRESHOLD_MAX),
+        {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": _THRESHOLD_MAX,
+            "description": "The rule fires above it. Of amounts: minor units of two decimals.",
+        },
+        required=True,
+    ),
+    Field(
+        "thresholds",
+        thresholds,
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Z]{3}$"},
+            "additionalProperties": {"type": "integer", "minimum": 0, "maximum": _THRESHOLD_MAX},
+            "description": "Of amounts, by currency: its own minor units.",
+        },
+        default={},
+    ),
+    Field(
+        "outcome",
+        among(get_args(RuleOutcome)),
+        {"type": "string", "enum": list(get_args(RuleOutcome))},
+        required=True,
+    ),
+    Field("score", integer(0, SCORE_MAX), {"type": "integer", "minimum": 0, "maximum": SCORE_MAX}),
+    flag_field("retired", "Not evaluated any more."),
+)
+PUT_RULE = Body("RuleVersion", _RULE_FIELDS)
+BACK_TEST = Body(
+    "BackTestRequest",
+    (
+        *_RULE_FIELDS,
+        Field(
+            "from", moment, {"type": "string", "format": "date-time", "description": "Default: a day ago."}
+        ),
+        Field("to", moment, {"type": "string", "format": "date-time", "description": "Default: now."}),
+    ),
+)
+
+
 # -- query strings ------------------------------------------------------------------------------------
 
 LIMIT = Field(
@@ -195,6 +270,13 @@ LIST_PAYMENTS = Body(
         default={},
     ),
 )
+READ_LEDGER_ACCOUNT = Body("ReadLedgerAccount", (AT,))
+LIST_LINES = Body("ListLines", (AT, CURSOR, LIMIT))
+LIST_JOURNAL = Body(
+    "ListJournal", (Field("payment", identifier_of_payment, PAYMENT_ID_SCHEMA, required=True),)
+)
+LIST_CYCLES = Body("ListCycles", (CURSOR, LIMIT))
+LIST_SAGAS = Body("ListSagas", (LIMIT,))
 LIST_ALERTS = Body("ListAlerts", (CURSOR, LIMIT))
 LIST_ENTRIES = Body("ListEntries", (AT, CURSOR, LIMIT))
 READ_ACCOUNT = Body("ReadAccount", (AT,))

@@ -66,6 +66,10 @@ class Gateway:
         """Set while no request is in flight."""
         self.idle.set()
         self.draining = False
+        self.streams = 0
+        """Of alerts, that clients follow now."""
+        self.back_test = asyncio.Lock()
+        """Held while one runs."""
         metrics.in_flight_max.set(settings.gateway_in_flight_max)
         metrics.in_flight.set_function(lambda: self.in_flight)
 
@@ -90,7 +94,7 @@ class Gateway:
             check_account_id(text)
         except InvalidId:
             raise not_found("account") from None
-        if _holds_a_pan(text):
+        if holds_a_pan(text):
             raise not_found("account")
         return text
 
@@ -100,7 +104,7 @@ class Gateway:
             account = account_of(payment_id)
         except InvalidId:
             raise not_found("payment") from None
-        if _holds_a_pan(account):
+        if holds_a_pan(account):
             raise not_found("payment")
         return account
 
@@ -177,7 +181,9 @@ class Gateway:
         )
         deadline = asyncio.get_running_loop().time() + self.settings.gateway_deadline_s
         try:
-            await self.exchange.tell(topics.ACCOUNT_COMMANDS, reversal, deadline=deadline)
+            await self.exchange.tell(
+                topics.ACCOUNT_COMMANDS, reversal, key=reversal.account.encode(), deadline=deadline
+            )
         except (NotSent, NoAnswer):
             # Not a 504: that would promise that no hold remains.
             self.metrics.timeouts.labels(route, "not_durable").inc()
@@ -204,6 +210,6 @@ class Gateway:
             self.recent.learn_currency(payment.account, payment.currency)
 
 
-def _holds_a_pan(identifier: str) -> bool:
+def holds_a_pan(identifier: str) -> bool:
     """A client's mistake must not carry a card number into a topic as somebody's id."""
     return any(luhn_valid(digits) for digits in _LONG_NUMBER.findall(identifier))

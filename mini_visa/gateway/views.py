@@ -5,7 +5,7 @@ Pure functions: the same stored outcome gives the same bytes, so a replay equals
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -14,25 +14,21 @@ import orjson
 from mini_visa import topics
 from mini_visa.domain.answers import Outcome, Refusal
 from mini_visa.domain.commands import FraudAlert
+from mini_visa.domain.journal import JournalEntry
+from mini_visa.domain.lifecycle import clearing_status, dispute_status, refund_status
 from mini_visa.domain.money import exponent_of, format_amount
 from mini_visa.domain.payment import (
     NO_TIME,
     Account,
-    Capture,
-    CaptureState,
-    Chargeback,
-    DisputeState,
     Payment,
-    Refund,
-    RefundState,
     RuleHit,
     held_of,
 )
 from mini_visa.domain.response_codes import TEXTS
+from mini_visa.domain.risk import Rule
 from mini_visa.gateway.problems import FieldError, Problem
-from mini_visa.readmodel import Entry
+from mini_visa.readmodel import Cycle, Entry, LedgerBalance, Line, OpenSaga, TrialBalance
 
-_CLEARING_PROGRESS: Final = (CaptureState.SUBMITTED, CaptureState.CLEARED, CaptureState.SETTLED)
 _KINDS: Final = {
     400: "bad-input",
     404: "not-found",
@@ -48,33 +44,6 @@ def time_view(ms: int) -> str | None:
     if ms == NO_TIME:
         return None
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
-
-
-def clearing_status(captures: Iterable[Capture]) -> CaptureState | None:
-    """That of the least advanced capture; rejected or compensated ones count when there is no other."""
-    states = {capture.state for capture in captures}
-    for state in (*_CLEARING_PROGRESS, CaptureState.REJECTED, CaptureState.COMPENSATED):
-        if state in states:
-            return state
-    return None
-
-
-def refund_status(refunds: Iterable[Refund]) -> RefundState | None:
-    """Reserved while any refund waits for its clearing; cancelled when all are."""
-    states = {refund.state for refund in refunds}
-    for state in (RefundState.RESERVED, RefundState.POSTED, RefundState.CANCELLED):
-        if state in states:
-            return state
-    return None
-
-
-def dispute_status(chargebacks: tuple[Chargeback, ...]) -> DisputeState | None:
-    """Open while any chargeback is; else the latest one's."""
-    if not chargebacks:
-        return None
-    if any(chargeback.state is DisputeState.OPEN for chargeback in chargebacks):
-        return DisputeState.OPEN
-    return chargebacks[-1].state
 
 
 def rule_view(hit: RuleHit) -> dict[str, Any]:
@@ -122,9 +91,9 @@ def payment_view(payment: Payment) -> dict[str, Any]:
             "cleared": amount(payment.cleared),
             "refund_reserved": amount(payment.refund_reserved),
         },
-        "clearing_status": clearing_status(payment.captures),
-        "refund_status": refund_status(payment.refunds),
-        "dispute_status": dispute_status(payment.chargebacks),
+        "clearing_status": clearing_status(payment),
+        "refund_status": refund_status(payment),
+        "dispute_status": dispute_status(payment),
         "forced": payment.forced,
         "expires_at": time_view(payment.expires_at),
         "created_at": time_view(payment.created_at),
@@ -312,6 +281,115 @@ def entry_view(entry: Entry) -> dict[str, Any]:
         "payment_id": entry.payment_id or None,
         "request_id": entry.request_id or None,
         "response_code": entry.response_code or None,
+    }
+
+
+def trial_balance_view(trial: TrialBalance) -> dict[str, Any]:
+    """`difference` is 0: each entry of the journals balances. `positions` say what it is true for."""
+    return {
+        "currencies": [
+            {
+                "currency": total.currency,
+                "debits": format_amount(total.debits, exponent_of(total.currency)),
+                "credits": format_amount(total.credits, exponent_of(total.currency)),
+                "difference": format_amount(total.difference, exponent_of(total.currency)),
+            }
+            for total in trial.currencies
+        ],
+        "positions": [
+            {"topic": place.topic, "partition": place.partition, "offset": place.next_offset}
+            for place in trial.positions
+        ],
+    }
+
+
+def balance_view(balance: LedgerBalance) -> dict[str, Any]:
+    """Of a ledger account in one currency; debit > 0."""
+    exponent = exponent_of(balance.currency)
+    return {
+        "currency": balance.currency,
+        "debits": format_amount(balance.debits, exponent),
+        "credits": format_amount(balance.credits, exponent),
+        "balance": format_amount(balance.balance, exponent),
+    }
+
+
+def _entry_place(entry: JournalEntry) -> dict[str, Any]:
+    return {"journal": entry.journal, "partition": entry.partition, "number": entry.number}
+
+
+def line_view(line: Line) -> dict[str, Any]:
+    """A posting on a ledger account; debit > 0."""
+    entry = line.entry
+    return {
+        "at": time_view(entry.at),
+        "kind": entry.kind,
+        "amount": format_amount(line.amount, exponent_of(line.currency)),
+        "currency": line.currency,
+        "payment_id": entry.payment_id or None,
+        "merchant_id": entry.merchant_id or None,
+        "reference": entry.reference or None,
+        "entry": _entry_place(entry),
+    }
+
+
+def journal_entry_view(entry: JournalEntry) -> dict[str, Any]:
+    """An entry with its postings and its place in its chain of hashes."""
+    return {
+        **_entry_place(entry),
+        "at": time_view(entry.at),
+        "kind": entry.kind,
+        "postings": [
+            {
+                "account": posting.account,
+                "currency": posting.currency,
+                "amount": format_amount(posting.amount, exponent_of(posting.currency)),
+            }
+            for posting in entry.postings
+        ],
+        "payment_id": entry.payment_id or None,
+        "reference": entry.reference or None,
+        "previous": entry.previous,
+        "hash": entry.hash,
+    }
+
+
+def cycle_view(cycle: Cycle) -> dict[str, Any]:
+    return {
+        "cycle": cycle.cycle,
+        "partitions": cycle.partitions,
+        "positions": cycle.positions,
+        "closed_at": time_view(cycle.closed_at),
+    }
+
+
+def saga_view(saga: OpenSaga, now: int) -> dict[str, Any]:
+    """A payment some step of which has still to take place; its age is in seconds."""
+    return {
+        "payment_id": saga.payment_id,
+        "account_id": saga.account,
+        "state": saga.state,
+        "step": saga.step,
+        "captures": list(saga.waiting),
+        "tries": saga.tries,
+        "since": time_view(saga.since),
+        "age_s": max(0, now - saga.since) // 1000,
+    }
+
+
+def whole_rule_view(rule: Rule) -> dict[str, Any]:
+    """A risk rule. Thresholds of amounts are minor units."""
+    return {
+        "rule": rule.id,
+        "version": rule.version,
+        "metric": rule.metric,
+        "window_s": rule.window_s,
+        "threshold": rule.threshold,
+        "thresholds": rule.thresholds,
+        "outcome": rule.outcome,
+        "response_code": rule.response_code or None,
+        "score": rule.score,
+        "retired": rule.retired,
     }
 
 

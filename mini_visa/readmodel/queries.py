@@ -11,17 +11,20 @@ from typing import Any, Final, Self
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mini_visa import topics
 from mini_visa.domain import events
 from mini_visa.domain.commands import FraudAlert
 from mini_visa.domain.journal import JournalEntry
-from mini_visa.domain.payment import Account, Payment
+from mini_visa.domain.lifecycle import as_shown
+from mini_visa.domain.payment import Account, CaptureState, Payment
+from mini_visa.domain.risk import Rule
 from mini_visa.domain.saga import SagaEvent
 from mini_visa.domain.settlement import SettlementPosition
 from mini_visa.readmodel import schema
 from mini_visa.readmodel.database import Database, DatabaseUnusable, first_line
-from mini_visa.readmodel.pages import Cursors, Page, PaymentFilters, page_limit
+from mini_visa.readmodel.pages import PAGE_MAX, Cursors, Page, PaymentFilters, page_limit
 from mini_visa.readmodel.schema import PARTITION_BITS, partition_and_offset, place_of
 from mini_visa.readmodel.views import is_payment_id, payment_key, storable
 from mini_visa.settings import Settings
@@ -34,6 +37,8 @@ AS_OF_KEPT_S: Final = 0.05
 POLL_MIN_S: Final = 0.001
 POLL_MAX_S: Final = 0.010
 NEVER_MS: Final = 2**63 - 1
+LATE_STATES: Final = ("overdue", "compensating")
+"""Of sagas: something is wrong, and not yet put right."""
 
 
 class PaymentRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +119,31 @@ class Position(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was in the topic at this wall-clock time (ms) is in the read model."""
 
 
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """A posting on a ledger account, with the entry that it is part of."""
+
+    entry: JournalEntry
+    currency: str
+    amount: int
+    """Minor units, debit > 0."""
+
+
+class OpenSaga(msgspec.Struct, frozen=True, kw_only=True):
+    """A payment some step of which has still to take place."""
+
+    payment_id: str
+    account: str
+    state: str
+    """waiting (nothing is wrong so far), overdue or compensating."""
+    step: str
+    since: int
+    """Event time, ms, of the first step that is open."""
+    waiting: tuple[int, ...]
+    """Captures without an outcome."""
+    tries: int
+    """How often a deadline of it has passed or a compensation was sent."""
+
+
 class TrialBalance(msgspec.Struct, frozen=True, kw_only=True):
     currencies: list[CurrencyTotal]
     positions: list[Position]
@@ -128,8 +158,8 @@ class ReadModel:
         self._topic = topic
         self._waits: dict[tuple[int, int], list[asyncio.Future[None]]] = {}
         self._poll: asyncio.Task[None] | None = None
-        self._as_of: int | None = None
-        self._as_of_read_at = -math.inf
+        self._as_of: dict[str, tuple[float, int | None]] = {}
+        """Topic -> when it was asked for, and the answer."""
 
     @classmethod
     async def open(cls, settings: Settings) -> ReadModel:
@@ -178,8 +208,9 @@ class ReadModel:
                 return None
             key, latest = rows[0]
             log = (await connection.execute(_PAYMENT_EVENTS, {"key": key})).all()
+            (payment,) = await _with_settlement(connection, [_payment_of(latest)])
         shown = [_shown(place, _decode(event)) for place, event in reversed(log)]
-        return PaymentRecord(payment=_payment_of(latest), events=shown)
+        return PaymentRecord(payment=payment, events=shown)
 
     async def payments(
         self, filters: PaymentFilters, cursor: str | None = None, limit: int = 100
@@ -227,10 +258,11 @@ class ReadModel:
                 if count is not None and count <= RARE_MAX:
                     query = query.where(table.payment_key.in_(rare))
             rows = (await connection.execute(query.limit(limit + 1))).all()
-        more = len(rows) > limit
-        rows = rows[:limit]
+            more = len(rows) > limit
+            rows = rows[:limit]
+            items = await _with_settlement(connection, [_payment_of(event) for event, _, _ in rows])
         return Page(
-            items=[_payment_of(event) for event, _, _ in rows],
+            items=items,
             next_cursor=cursors.write(rows[-1][1], rows[-1][2]) if more else None,
         )
 
@@ -323,6 +355,49 @@ class ReadModel:
             for row in rows
         ]
 
+    async def ledger_account_at(self, name: str, at: int) -> list[LedgerBalance]:
+        """The same as it was at the time `at` (ms), that moment included."""
+        parameters = {"account": storable(name), "at": at}
+        async with self._database.snapshot() as connection:
+            rows = (await connection.execute(_LEDGER_ACCOUNT, parameters)).all()
+            # From the present backwards: what is asked for is seldom long ago.
+            since = {row[0]: row[1:] for row in (await connection.execute(_POSTED_SINCE, parameters)).all()}
+        balances = []
+        for currency, debits, credits in rows:
+            later_debits, later_credits = since.get(currency, (0, 0))
+            before = int(debits) - int(later_debits), int(credits) - int(later_credits)
+            if any(before):
+                balances.append(
+                    LedgerBalance(account=name, currency=currency, debits=before[0], credits=before[1])
+                )
+        return balances
+
+    async def ledger_statement(
+        self, name: str, at: int | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page[Line]:
+        """What was posted on a ledger account, newest first: a merchant's or a cardholder's statement, or
+        any other. With `at` (ms) as it was at that time."""
+        page_limit(limit)
+        cursors = Cursors("ledger", name, at)
+        table = schema.journal_postings.c
+        query = _STATEMENT.where(table.account == storable(name))
+        if at is not None:
+            query = query.where(table.at <= at)
+        if cursor is not None:
+            last = cursors.read(cursor, int, int, str)
+            query = query.where(sa.tuple_(table.at, table.entry_key, table.currency) < tuple(last))
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(query.limit(limit + 1))).all()
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return Page(
+            items=[
+                Line(entry=topics.LEDGER_JOURNAL.decode(entry.encode()), currency=currency, amount=amount)
+                for _, _, currency, amount, entry in rows
+            ],
+            next_cursor=cursors.write(*rows[-1][:3]) if more else None,
+        )
+
     async def journal_entries(self, payment_id: str, limit: int = 1_000) -> list[JournalEntry]:
         """What was posted for the payment, oldest first, with the entries' hash chain."""
         page_limit(limit)
@@ -361,7 +436,7 @@ class ReadModel:
         page_limit(limit)
         cursors = Cursors("settlement", cycle)
         table = schema.settlement_positions.c
-        query = _CYCLE_POSITIONS.where(table.cycle == cycle)
+        query = _CYCLE_POSITIONS.where(table.cycle == storable(cycle))
         if cursor is not None:
             last = cursors.read(cursor, str, str)
             query = query.where(sa.tuple_(table.merchant_id, table.currency) > tuple(last))
@@ -371,9 +446,62 @@ class ReadModel:
         last_of = (storable(items[-1].merchant_id), items[-1].currency) if items else ()
         return Page(items=items, next_cursor=cursors.write(*last_of) if len(rows) > limit else None)
 
-    async def sagas(
-        self, states: Sequence[str] = ("overdue", "compensating"), limit: int = 100
-    ) -> list[SagaEvent]:
+    async def settled_positions(self, cycle: str) -> list[SettlementPosition]:
+        """All net positions of a cycle: what its file has."""
+        found: list[SettlementPosition] = []
+        cursor = None
+        while True:
+            page = await self.settlement_positions(cycle, cursor, PAGE_MAX)
+            found += page.items
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
+
+    async def open_sagas(self, limit: int = 100) -> list[OpenSaga]:
+        """Every payment some step of which has still to take place, the oldest first: a capture waits for
+        its outcome, or what failed is not undone yet."""
+        page_limit(limit)
+        async with self._database.engine.connect() as connection:
+            waiting = (await connection.execute(_IN_CLEARING.limit(limit))).scalars().all()
+            query = _SAGAS.where(schema.sagas.c.state.in_(LATE_STATES)).limit(limit)
+            told = (await connection.execute(query)).scalars().all()
+        late = {saga.payment_id: saga for saga in (topics.PAYMENT_SAGAS.decode(row.encode()) for row in told)}
+        found = []
+        for payment in map(_payment_of, waiting):
+            open_ones = [one for one in payment.captures if one.state is CaptureState.SUBMITTED]
+            saga = late.pop(payment.payment_id, None)
+            found.append(
+                OpenSaga(
+                    payment_id=payment.payment_id,
+                    account=payment.account,
+                    state="waiting" if saga is None else saga.state,
+                    step="clearing",
+                    since=min(one.at for one in open_ones),
+                    waiting=tuple(one.n for one in open_ones),
+                    tries=0 if saga is None else saga.tries,
+                )
+            )
+        for saga in late.values():
+            found.append(
+                OpenSaga(
+                    payment_id=saga.payment_id,
+                    account=saga.account,
+                    state=saga.state,
+                    step=saga.step,
+                    since=saga.since,
+                    waiting=saga.waiting,
+                    tries=saga.tries,
+                )
+            )
+        return sorted(found, key=lambda one: (one.since, one.payment_id))[:limit]
+
+    async def rules(self) -> list[tuple[Rule, int]]:
+        """Every version of a rule that was ever put in force, with how many partitions have done so."""
+        async with self._database.engine.connect() as connection:
+            rows = (await connection.execute(_RULES)).all()
+        return [(msgspec.json.decode(body, type=Rule), partitions) for body, partitions in rows]
+
+    async def sagas(self, states: Sequence[str] = LATE_STATES, limit: int = 100) -> list[SagaEvent]:
         """Sagas that are in one of `states` by the last that was said about them, the oldest first."""
         page_limit(limit)
         query = _SAGAS.where(schema.sagas.c.state.in_(states)).limit(limit)
@@ -389,17 +517,18 @@ class ReadModel:
             rows = (await connection.execute(_POSITIONS)).mappings().all()
         return [Position(**row) for row in rows]
 
-    async def lag_ms(self) -> int:
-        """How old an answer may be: what was in payment.events this long ago is in the read model.
+    async def lag_ms(self, topic: str = "") -> int:
+        """How old an answer may be: what was in `topic` (payment.events) this long ago is in the read model.
 
         With no projection running it grows with the clock. Before the first event it is 0.
         """
-        now = time.monotonic()
-        if now - self._as_of_read_at > AS_OF_KEPT_S:  # a former answer is only a looser bound
+        now, topic = time.monotonic(), topic or self._topic
+        read_at, as_of = self._as_of.get(topic, (-math.inf, None))
+        if now - read_at > AS_OF_KEPT_S:  # a former answer is only a looser bound
             async with self._database.engine.connect() as connection:
-                self._as_of = (await connection.execute(_AS_OF, {"topic": self._topic})).scalar()
-            self._as_of_read_at = now
-        return 0 if self._as_of is None else max(0, int(time.time() * 1000) - self._as_of)
+                as_of = (await connection.execute(_AS_OF, {"topic": topic})).scalar()
+            self._as_of[topic] = now, as_of
+        return 0 if as_of is None else max(0, int(time.time() * 1000) - as_of)
 
     async def wait_for(self, partition: int, position: int, timeout_s: float) -> bool:
         """Wait until the outcome of the command at `position` of `partition` of account.commands is in
@@ -521,6 +650,23 @@ _balance = schema.ledger_balances.c
 _SUMS = (sa.func.sum(_balance.debits), sa.func.sum(_balance.credits))
 _TRIAL_BALANCE = sa.select(_balance.currency, *_SUMS).group_by(_balance.currency).order_by(_balance.currency)
 _LEDGER_ACCOUNT = _TRIAL_BALANCE.where(_balance.account == sa.bindparam("account"))
+_posting = schema.journal_postings.c
+_POSTED_SINCE = (
+    sa.select(
+        _posting.currency,
+        sa.func.sum(sa.case((_posting.amount > 0, _posting.amount), else_=0)),
+        sa.func.sum(sa.case((_posting.amount < 0, -_posting.amount), else_=0)),
+    )
+    .where(_posting.account == sa.bindparam("account"), _posting.at > sa.bindparam("at"))
+    .group_by(_posting.currency)
+)
+_STATEMENT = (
+    sa.select(
+        _posting.at, _posting.entry_key, _posting.currency, _posting.amount, schema.journal_entries.c.entry
+    )
+    .join(schema.journal_entries, schema.journal_entries.c.entry_key == _posting.entry_key)
+    .order_by(_posting.at.desc(), _posting.entry_key.desc(), _posting.currency.desc())
+)
 _JOURNALS = frozenset((topics.LEDGER_JOURNAL.name, topics.LEDGER_SETTLEMENT_JOURNAL.name))
 _journal = schema.journal_entries.c
 _ENTRIES_OF_PAYMENT = (
@@ -537,6 +683,23 @@ _CYCLES = (
 )
 _CYCLE_POSITIONS = sa.select(schema.settlement_positions.c.position).order_by(
     schema.settlement_positions.c.merchant_id, schema.settlement_positions.c.currency
+)
+_item = schema.clearing_items.c
+_SETTLED = sa.select(_item.payment_id, _item.n).where(
+    _item.payment_id.in_(sa.bindparam("ids", expanding=True)),
+    sa.exists().where(_cycle.partition == _item.partition, _cycle.end_item > _item.offset),
+)
+_IN_CLEARING = (
+    sa.select(_event.event)
+    .select_from(schema.payments.join(schema.payment_events, _payment.place == _event.place))
+    .where(sa.literal_column("clearing") == sa.literal_column("'submitted'"))
+    .order_by(_payment.created_at, _payment.payment_key)
+)
+_rule = schema.rules.c
+_RULES = (
+    sa.select(sa.func.max(_rule.body), sa.func.count())
+    .group_by(_rule.rule, _rule.version)
+    .order_by(_rule.rule, _rule.version)
 )
 _SAGAS = sa.select(schema.sagas.c.saga).order_by(schema.sagas.c.since, schema.sagas.c.payment_key)
 _position = schema.positions.c
@@ -567,6 +730,16 @@ def _decode(event: str) -> Any:
 def _payment_of(event: str) -> Payment:
     payment: Payment = _decode(event).payment
     return payment
+
+
+async def _with_settlement(connection: AsyncConnection, payments: list[Payment]) -> list[Payment]:
+    """As a reader sees them: which captures are settled is asked once for all."""
+    ids = [payment.payment_id for payment in payments if payment.cleared]
+    settled: dict[str, set[int]] = {}
+    if ids:
+        for payment_id, n in (await connection.execute(_SETTLED, {"ids": ids})).all():
+            settled.setdefault(payment_id, set()).add(n)
+    return [as_shown(payment, settled.get(payment.payment_id, ())) for payment in payments]
 
 
 def _account_of(event: str) -> Account:

@@ -17,7 +17,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-HEAD: Final = "0002"
+HEAD: Final = "0003"
 """The migration that makes the tables below. An older or newer database is refused, see `Database`."""
 
 PARTITION_BITS: Final = 14
@@ -97,6 +97,15 @@ payments = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("place", sa.BigInteger, nullable=False),
+    # Of its least advanced capture that stands; "" before the first.
+    sa.Column("clearing", sa.Text, nullable=False, server_default=""),
+    sa.Index(
+        "payments_in_clearing",
+        "created_at",
+        "payment_key",
+        sqlite_where=sa.text("clearing = 'submitted'"),
+        postgresql_where=sa.text("clearing = 'submitted'"),
+    ),
     # Each list is newest first and goes on after (created_at, payment_key).
     sa.Index("payments_by_time", "created_at", "payment_key"),
     sa.Index("payments_by_account", "account_id", "created_at", "payment_key"),
@@ -172,6 +181,41 @@ ledger_balances = sa.Table(
     sqlite_with_rowid=False,
 )
 
+journal_postings = sa.Table(
+    "journal_postings",
+    metadata,
+    # A ledger account's statement, and its balance at any time.
+    sa.Column("account", sa.Text, primary_key=True),
+    sa.Column("at", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("entry_key", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("currency", sa.Text, primary_key=True),
+    # Minor units, debit > 0.
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+clearing_items = sa.Table(
+    "clearing_items",
+    metadata,
+    # A cleared capture: where the item of it is in clearing.items, and so in which cycle.
+    sa.Column("payment_id", sa.Text, primary_key=True),
+    sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("partition", sa.Integer, nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+rules = sa.Table(
+    "rules",
+    metadata,
+    sa.Column("rule", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True, autoincrement=False),
+    # Each partition of card.requests puts a version in force.
+    sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+)
+
 settlement_positions = sa.Table(
     "settlement_positions",
     metadata,
@@ -190,6 +234,9 @@ settlement_cycles = sa.Table(
     sa.Column("partition", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("positions", sa.BigInteger, nullable=False),
     sa.Column("closed_at", sa.BigInteger, nullable=False),
+    # Items of this partition before this offset are in this cycle or one before it.
+    sa.Column("end_item", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Index("settlement_cycles_by_item", "partition", "end_item"),
 )
 
 sagas = sa.Table(

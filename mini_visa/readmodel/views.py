@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, get_args
 
+import msgspec
+
 from mini_visa import topics
 from mini_visa.domain import events
+from mini_visa.domain.clearing import ClearingItem
 from mini_visa.domain.commands import FraudAlert
 from mini_visa.domain.ids import InvalidId, account_of
+from mini_visa.domain.lifecycle import clearing_status
 from mini_visa.domain.money import EXPONENTS
 from mini_visa.domain.payment import Account, Payment
 from mini_visa.domain.settlement import CycleClosed
@@ -28,14 +32,17 @@ NUL_STAND_IN: Final = "\ufffd"
 ACCOUNTS = Write(
     schema.accounts, ["status", "currency", "credit_limit", "held", "posted", "version", "place"]
 )
-PAYMENTS = Write(schema.payments, ["status", "place"])
+PAYMENTS = Write(schema.payments, ["status", "place", "clearing"])
 METADATA = Write(schema.payment_metadata, "ignore")
 EVENTS = Write(schema.payment_events, "never")
 ALERTS = Write(schema.alerts, "ignore")
 ENTRIES = Write(schema.journal_entries, "never")
 BALANCES = Write(schema.ledger_balances, ["debits", "credits"], adds=["debits", "credits"])
 POSITIONS = Write(schema.settlement_positions, ["position"])
-CYCLES = Write(schema.settlement_cycles, ["positions", "closed_at"])
+CYCLES = Write(schema.settlement_cycles, ["positions", "closed_at", "end_item"])
+POSTINGS = Write(schema.journal_postings, "never")
+ITEMS = Write(schema.clearing_items, ["partition", "offset"])
+RULES = Write(schema.rules, ["at", "body"])
 SAGAS = Write(schema.sagas, ["state", "since", "saga"])
 
 SCALE_E4: Final = {currency: 10 ** (4 - exponent) for currency, exponent in EXPONENTS.items()}
@@ -157,6 +164,7 @@ def _state_rows(
             payment.created_at,
             payment.status.value,
             place,
+            clearing_status(payment) or "",
         )
         for name, value in payment.metadata.items():
             row = (storable(name), storable(value), payment.created_at, key)
@@ -189,8 +197,9 @@ def alert_rows(partition: int, records: Sequence[Any], changes: Changes, refuse:
 
 
 def journal_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
-    """ledger.journal and ledger.settlement-journal: each entry as it is, and what it adds to balances."""
-    rows = changes.rows(ENTRIES)
+    """ledger.journal and ledger.settlement-journal: each entry as it is, its postings on their accounts, and
+    what they add to balances."""
+    rows, lines = changes.rows(ENTRIES), changes.rows(POSTINGS)
     sums: dict[tuple[str, str, str, int], list[int]] = {}
     decode = topics.LEDGER_JOURNAL.decode
     for record in records:
@@ -203,7 +212,10 @@ def journal_rows(partition: int, records: Sequence[Any], changes: Changes, refus
         payment = payment_key(entry.payment_id, partition) if entry.payment_id else None
         rows[key] = key, entry.journal, payment, entry.at, entry.kind, record.value.decode()
         for posting in entry.postings:
-            of = storable(posting.account), posting.currency, str(entry.journal), partition
+            account = storable(posting.account)
+            line = account, entry.at, key, posting.currency
+            lines[line] = (*line, posting.amount)
+            of = account, posting.currency, str(entry.journal), partition
             both = sums.setdefault(of, [0, 0])
             if posting.amount > 0:
                 both[0] += posting.amount
@@ -227,7 +239,7 @@ def settlement_rows(partition: int, records: Sequence[Any], changes: Changes, re
             continue
         if isinstance(fact, CycleClosed):
             cycle = fact.cycle, fact.partition
-            cycles[cycle] = (*cycle, fact.positions, fact.closed_at)
+            cycles[cycle] = (*cycle, fact.positions, fact.closed_at, fact.end_item)
         else:
             of = fact.cycle, storable(fact.merchant_id), fact.currency
             positions[of] = (*of, record.value.decode())
@@ -249,14 +261,47 @@ def saga_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: 
     return NO_POSITION
 
 
+def item_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
+    """clearing.items: where each cleared capture is among them."""
+    rows = changes.rows(ITEMS)
+    decode = topics.CLEARING_ITEMS.decode
+    for record in records:
+        try:
+            item = decode(record.value)
+        except ValueError as error:
+            refuse(record, str(error))
+            continue
+        if isinstance(item, ClearingItem) and item.n:
+            of = item.payment_id, item.n
+            rows[of] = (*of, partition, record.offset)
+    return NO_POSITION
+
+
+def rule_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: Refuse) -> int:
+    """risk.rules: each version of a rule that a partition has put in force."""
+    rows = changes.rows(RULES)
+    decode = topics.RISK_RULES.decode
+    for record in records:
+        try:
+            put = decode(record.value)
+        except ValueError as error:
+            refuse(record, str(error))
+            continue
+        of = put.rule.id, put.rule.version, partition
+        rows[of] = (*of, put.at, msgspec.json.encode(put.rule).decode())
+    return NO_POSITION
+
+
 PAYMENTS_VIEW = View(topics.PAYMENT_EVENTS, payment_rows, (ACCOUNTS, PAYMENTS, METADATA, EVENTS))
 ALERTS_VIEW = View(topics.FRAUD_ALERTS, alert_rows, (ALERTS,))
 
 ALL: Final[tuple[View, ...]] = (
     PAYMENTS_VIEW,
     ALERTS_VIEW,
-    View(topics.LEDGER_JOURNAL, journal_rows, (ENTRIES, BALANCES)),
-    View(topics.LEDGER_SETTLEMENT_JOURNAL, journal_rows, (ENTRIES, BALANCES)),
+    View(topics.LEDGER_JOURNAL, journal_rows, (ENTRIES, POSTINGS, BALANCES)),
+    View(topics.LEDGER_SETTLEMENT_JOURNAL, journal_rows, (ENTRIES, POSTINGS, BALANCES)),
+    View(topics.CLEARING_ITEMS, item_rows, (ITEMS,)),
     View(topics.SETTLEMENT_POSITIONS, settlement_rows, (POSITIONS, CYCLES)),
     View(topics.PAYMENT_SAGAS, saga_rows, (SAGAS,)),
+    View(topics.RISK_RULES, rule_rows, (RULES,)),
 )

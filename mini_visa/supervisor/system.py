@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from mini_visa.errors import UserError
-from mini_visa.settings import Settings
+from mini_visa.settings import Settings, environment_of
 from mini_visa.supervisor import logs
 from mini_visa.supervisor.backbone import Backbone
 from mini_visa.supervisor.lock import HomeLock, Running
@@ -339,11 +339,7 @@ class System:
                 "web_port": 0 if part.service in (GATEWAY, CLEARING_HOUSE) else part.web_port,
             }
         )
-        return {
-            f"MINI_VISA_{name.upper()}": str(value)
-            for name, value in settings.model_dump().items()
-            if value is not None
-        } | self._more_environment(part.service)
+        return environment_of(settings) | self._more_environment(part.service)
 
     def _publish(self) -> None:
         self._lock.publish(

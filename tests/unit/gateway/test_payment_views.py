@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from mini_visa.domain.answers import Outcome, Refusal
+from mini_visa.domain.lifecycle import clearing_status, dispute_status, refund_status
 from mini_visa.domain.payment import (
     Account,
     Capture,
@@ -25,12 +26,9 @@ from mini_visa.domain.payment import (
 )
 from mini_visa.gateway.views import (
     account_view,
-    clearing_status,
-    dispute_status,
     explanation_view,
     outcome_bytes,
     payment_view,
-    refund_status,
     refusal_problem,
     time_view,
 )
@@ -176,13 +174,14 @@ S, C, D, R, X = (
 def test_the_clearing_status_is_that_of_the_least_advanced_capture(
     states: list[CaptureState], expected: CaptureState | None
 ) -> None:
-    captures = [Capture(n=n, amount=1, at=NOON, state=state) for n, state in enumerate(states)]
-    assert clearing_status(captures) == expected
+    captures = tuple(Capture(n=n, amount=1, at=NOON, state=state) for n, state in enumerate(states))
+    assert clearing_status(changed(captures=captures)) == expected
 
 
 def test_refunds_are_reserved_while_one_waits_and_cancelled_only_when_all_are() -> None:
     def of(*states: RefundState) -> RefundState | None:
-        return refund_status([Refund(n=1, amount=1, at=NOON, state=state) for state in states])
+        refunds = tuple(Refund(n=1, amount=1, at=NOON, state=state) for state in states)
+        return refund_status(changed(refunds=refunds))
 
     assert of() is None
     assert of(RefundState.POSTED, RefundState.RESERVED) is RefundState.RESERVED
@@ -192,7 +191,8 @@ def test_refunds_are_reserved_while_one_waits_and_cancelled_only_when_all_are() 
 
 def test_a_dispute_is_open_while_one_is_and_else_as_the_last_one_ended() -> None:
     def of(*states: DisputeState) -> DisputeState | None:
-        return dispute_status(tuple(Chargeback(n=1, amount=1, at=NOON, state=state) for state in states))
+        chargebacks = tuple(Chargeback(n=1, amount=1, at=NOON, state=state) for state in states)
+        return dispute_status(changed(chargebacks=chargebacks))
 
     assert of() is None
     assert of(DisputeState.OPEN, DisputeState.ACCEPTED) is DisputeState.OPEN
