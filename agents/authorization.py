@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from mini_visa import topics
@@ -16,10 +17,11 @@ from mini_visa.domain.commands import (
     Tick,
 )
 from mini_visa.domain.events import TimePassed
-from mini_visa.domain.terms import DAY_MS, HOUR_MS, Terms
+from mini_visa.domain.terms import DAY_MS, DEFAULT_TERMS, HOUR_MS, FeeRate, InvalidFees, Terms, fees_of
 from mini_visa.settings import settings
 from mini_visa.streams import Context, Impossible
 from mini_visa.streams.app import create_app
+from mini_visa.streams.poison import Fatal
 from tables.accounts import TABLES, AccountRecords
 
 EXPIRED_PER_TICK_MAX: Final = 1_000
@@ -35,11 +37,24 @@ DECLINES: Final = frozenset(response_codes.TEXTS) - {
 }
 """What risk is told of, to count it. It has seen the request itself, and approvals are nearly all."""
 
+
+def _fees(file: Path | None) -> tuple[FeeRate, ...]:
+    """Of the setting `fees_file`. Raises `Fatal` with what is wrong with it."""
+    if file is None:
+        return DEFAULT_TERMS.fees
+    try:
+        return fees_of(file.read_bytes())
+    except (OSError, InvalidFees) as error:
+        raise Fatal(f"MINI_VISA_FEES_FILE: {file} cannot be used: {error}") from None
+
+
 TERMS: Final = Terms(
     hold_ms=settings().hold_days * DAY_MS,
     hold_travel_ms=settings().hold_days_travel * DAY_MS,
     hold_fuel_ms=round(settings().hold_fuel_s * 1_000),
     request_window_ms=settings().request_window_h * HOUR_MS,
+    mirror_refund_fees=settings().refund_fees == "mirrored",
+    fees=_fees(settings().fees_file),
 )
 
 app = create_app("authorization")

@@ -112,6 +112,11 @@ class Settings(BaseSettings):
     request_window_h: int = Field(24, ge=1, le=24 * 30)
     """A request id is remembered this long, in event time."""
 
+    fees_file: Path | None = None
+    """Fee schedule as JSON, a list of rates by MCC and country (docs/ledger.md). None: one rate for all."""
+    refund_fees: Literal["kept", "mirrored"] = "kept"
+    """Whether a merchant gets the fees of a payment back, in proportion, when it is refunded."""
+
     # -- clearing and reversal -----------------------------------------------------------------
     clearing_cycle_s: float = Field(86_400.0, ge=1.0, le=31 * 86_400.0)
     """Length of a settlement cycle, in event time. Cycles begin at whole multiples of it since 1970."""

@@ -125,6 +125,7 @@ def record_clearing(turn: Turn, payment: Payment, command: RecordClearing) -> Ou
                 cleared=payment.cleared + amount,
             )
         )
+        after, returned = _return_fees(turn, payment, after)
         turn.keep(operation, payment, after)
         turn.tell(
             CaptureCleared,
@@ -136,6 +137,7 @@ def record_clearing(turn: Turn, payment: Payment, command: RecordClearing) -> Ou
                 "interchange": interchange,
                 "scheme_fee": scheme_fee,
                 "refund_posted": posts,
+                **returned,
             },
         )
         return turn.answer(after)
@@ -191,6 +193,7 @@ def _refund(turn: Turn, payment: Payment, amount: int, response_code: str) -> Pa
         refund_reserved=payment.refund_reserved + amount,
     )
     after, posts = _post_reserved(wanted)
+    after, returned = _return_fees(turn, payment, after)
     turn.keep(Operation.REFUND, payment, after)
     turn.tell(
         PaymentRefunded,
@@ -198,7 +201,7 @@ def _refund(turn: Turn, payment: Payment, amount: int, response_code: str) -> Pa
         amount,
         posted_by=-posts,
         response_code=response_code,
-        facts={"n": n, "posted": posts},
+        facts={"n": n, "posted": posts, **returned},
     )
     return after
 
@@ -229,6 +232,28 @@ def _post_reserved(payment: Payment) -> tuple[Payment, int]:
             refund_reserved=payment.refund_reserved - room,
         ),
         room,
+    )
+
+
+def _return_fees(turn: Turn, before: Payment, after: Payment) -> tuple[Payment, dict[str, int]]:
+    """With the fees that go back to the merchant for what has been refunded since `before`, where the terms
+    say so: of all fees of what has cleared, the share that is refunded, rounded down. A payment that is
+    refunded in full has cost its merchant nothing."""
+    if not turn.terms.mirror_refund_fees or after.refunded == before.refunded:
+        return after, {}
+    cleared = [capture for capture in after.captures if capture.state is CaptureState.CLEARED]
+    interchange = sum(capture.interchange for capture in cleared) * after.refunded // after.cleared
+    scheme_fee = sum(capture.scheme_fee for capture in cleared) * after.refunded // after.cleared
+    # A capture that cleared since may have cost less: what went back stays.
+    interchange = max(0, interchange - after.interchange_returned)
+    scheme_fee = max(0, scheme_fee - after.scheme_fee_returned)
+    return (
+        replace(
+            after,
+            interchange_returned=after.interchange_returned + interchange,
+            scheme_fee_returned=after.scheme_fee_returned + scheme_fee,
+        ),
+        {"interchange_returned": interchange, "scheme_fee_returned": scheme_fee},
     )
 
 
@@ -301,13 +326,14 @@ def represent(turn: Turn, payment: Payment, command: RepresentChargeback) -> Out
             charged_back=payment.charged_back - chargeback.amount,
         )
     )
+    after, returned = _return_fees(turn, payment, after)
     turn.keep(Operation.REPRESENT, payment, after)
     turn.tell(
         ChargebackRepresented,
         after,
         chargeback.amount,
         posted_by=chargeback.amount - posts,
-        facts={"n": command.n, "refund_posted": posts},
+        facts={"n": command.n, "refund_posted": posts, **returned},
     )
     return turn.answer(after)
 

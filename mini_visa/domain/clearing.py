@@ -12,6 +12,7 @@ from mini_visa.domain.events import (
     CaptureRejected,
     ChargebackOpened,
     ChargebackRepresented,
+    FeesReturned,
     PaymentCaptured,
     PaymentEvent,
     PaymentFact,
@@ -126,6 +127,12 @@ def item_of(event: PaymentFact) -> ClearingItem | None:
     if isinstance(event, CaptureCleared):
         sale, returned = event.amount, event.refund_posted
         interchange, scheme_fee, n = event.interchange, event.scheme_fee, event.n
+    elif isinstance(event, FeesReturned):
+        amount = event.posted if isinstance(event, PaymentRefunded) else event.refund_posted - event.amount
+        sale, returned = max(0, -amount), max(0, amount)
+    if isinstance(event, FeesReturned):
+        interchange -= event.interchange_returned
+        scheme_fee -= event.scheme_fee_returned
     item = ClearingItem(
         merchant_id=event.payment.merchant.id or NO_MERCHANT,
         currency=posting.currency,

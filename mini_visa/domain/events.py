@@ -100,7 +100,14 @@ class HoldExpired(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, t
     pass
 
 
-class CaptureCleared(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="capture_cleared/1"):
+class FeesReturned(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True):
+    """An event with which refunds may post, and fees go back where the terms say so."""
+
+    interchange_returned: int = 0
+    scheme_fee_returned: int = 0
+
+
+class CaptureCleared(FeesReturned, frozen=True, kw_only=True, omit_defaults=True, tag="capture_cleared/1"):
     n: int
     interchange: int
     scheme_fee: int
@@ -114,7 +121,7 @@ class CaptureRejected(PaymentEvent, frozen=True, kw_only=True, omit_defaults=Tru
     reason: str = ""
 
 
-class PaymentRefunded(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="payment_refunded/1"):
+class PaymentRefunded(FeesReturned, frozen=True, kw_only=True, omit_defaults=True, tag="payment_refunded/1"):
     """`posted` of `amount` posts now; the rest is reserved until its capture clears."""
 
     n: int
@@ -129,7 +136,7 @@ class ChargebackOpened(
 
 
 class ChargebackRepresented(
-    PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="chargeback_represented/1"
+    FeesReturned, frozen=True, kw_only=True, omit_defaults=True, tag="chargeback_represented/1"
 ):
     n: int
     refund_posted: int = 0

@@ -107,13 +107,14 @@ def _capture(event: PaymentCaptured) -> Postings:
 
 def _clear(event: CaptureCleared) -> Postings:
     payment = event.payment
-    fees = event.interchange + event.scheme_fee
+    interchange = event.interchange - event.interchange_returned
+    scheme_fee = event.scheme_fee - event.scheme_fee_returned
     return _entry(
         event.account.currency,
         (CLEARING_SUSPENSE, event.amount),
-        (payable_of(payment.merchant.id), fees - event.amount + event.refund_posted),
-        (INTERCHANGE, -event.interchange),
-        (SCHEME_FEES, -event.scheme_fee),
+        (payable_of(payment.merchant.id), interchange + scheme_fee - event.amount + event.refund_posted),
+        (INTERCHANGE, -interchange),
+        (SCHEME_FEES, -scheme_fee),
         (receivable_of(payment.account), -event.refund_posted),
     )
 
@@ -124,12 +125,18 @@ def _reject(event: CaptureRejected) -> Postings:
 
 
 def _refund(event: PaymentRefunded) -> Postings:
-    payment = event.payment
-    return _move(
+    return _give_back(event, event.posted)
+
+
+def _give_back(event: PaymentRefunded | ChargebackRepresented, amount: int) -> Postings:
+    """From the merchant to the cardholder (negative: the other way), less the fees that go back."""
+    payment, interchange, scheme_fee = event.payment, event.interchange_returned, event.scheme_fee_returned
+    return _entry(
         event.account.currency,
-        event.posted,
-        payable_of(payment.merchant.id),
-        receivable_of(payment.account),
+        (payable_of(payment.merchant.id), amount - interchange - scheme_fee),
+        (INTERCHANGE, interchange),
+        (SCHEME_FEES, scheme_fee),
+        (receivable_of(payment.account), -amount),
     )
 
 
@@ -144,13 +151,7 @@ def _charge_back(event: ChargebackOpened) -> Postings:
 
 
 def _represent(event: ChargebackRepresented) -> Postings:
-    payment = event.payment
-    amount = event.amount - event.refund_posted
-    return _entry(
-        event.account.currency,
-        (receivable_of(payment.account), amount),
-        (payable_of(payment.merchant.id), -amount),
-    )
+    return _give_back(event, event.refund_posted - event.amount)
 
 
 def _open(event: AccountOpened) -> Postings:

@@ -160,6 +160,9 @@ class Payment(Data, frozen=True, kw_only=True):
     refunded: int = 0
     refund_reserved: int = 0
     charged_back: int = 0
+    interchange_returned: int = 0
+    """Fees that went back to the merchant with refunds."""
+    scheme_fee_returned: int = 0
     authorization_code: str = ""
     expires_at: int = NO_TIME
     hold_ended: bool = False

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from mini_visa.domain.money import share
 from mini_visa.domain.payment import Data, Merchant
 
@@ -41,7 +43,7 @@ TIPPED: Final = mccs(
 )
 
 
-class FeeRate(Data, frozen=True, kw_only=True):
+class FeeRate(Data, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a cleared capture costs its merchant: a share and a fixed part, for a range of MCCs in a
     country ("" for all). The first that fits applies."""
 
@@ -74,6 +76,9 @@ class Terms(Data, frozen=True, kw_only=True):
         FeeRate(interchange_basis_points=150, interchange_fixed=10, scheme_basis_points=13),
     )
 
+    mirror_refund_fees: bool = False
+    """The merchant gets the fees back with a refund, in proportion; False: they are kept."""
+
     def hold_ms_of(self, merchant: Merchant) -> int:
         """How long a hold of this merchant is valid."""
         if merchant.mcc in self.travel:
@@ -100,3 +105,23 @@ class Terms(Data, frozen=True, kw_only=True):
 
 
 DEFAULT_TERMS: Final = Terms()
+
+
+class InvalidFees(ValueError):
+    """A fee schedule that cannot be used. The text says where."""
+
+
+def fees_of(data: bytes) -> tuple[FeeRate, ...]:
+    """A fee schedule as JSON: a list of rates, the first that fits applies, so the last should fit all.
+    Raises `InvalidFees`."""
+    try:
+        rates = msgspec.json.decode(data, type=tuple[FeeRate, ...])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidFees(str(error)) from None
+    for number, rate in enumerate(rates):
+        shares = rate.interchange_basis_points, rate.scheme_basis_points
+        if min(*shares, rate.interchange_fixed, rate.scheme_fixed) < 0 or max(shares) > 10_000:
+            raise InvalidFees(f"rate {number}: shares are 0 to 10000 basis points, fixed parts 0 or more")
+    if not rates:
+        raise InvalidFees("there is no rate: one with nothing but 0 would charge nothing")
+    return rates

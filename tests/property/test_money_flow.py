@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
+from agents import authorization
 from agents.testing import ACCOUNT, Pipeline
 from mini_visa.domain.clearing import CancelPresentment
 from mini_visa.domain.journal import verify
@@ -24,8 +26,10 @@ seconds = st.sampled_from([0, 1, 59, 60, 3_600, 86_399, 86_400, 8 * 86_400])
 class MoneyFlow(RuleBasedStateMachine):
     """One account. The connector answers when this test says so, and may answer twice."""
 
-    @initialize(limit=st.sampled_from(["100.00", "100000.00"]))
-    def start(self, limit: str) -> None:
+    @initialize(limit=st.sampled_from(["100.00", "100000.00"]), fees_go_back=st.booleans())
+    def start(self, limit: str, fees_go_back: bool) -> None:
+        self.terms = authorization.TERMS
+        authorization.TERMS = replace(self.terms, mirror_refund_fees=fees_go_back)
         self.flow = Pipeline(limit=limit)
 
     def pick(self, data: st.DataObject) -> str | None:
@@ -96,6 +100,22 @@ class MoneyFlow(RuleBasedStateMachine):
         assert ledger.get(f"receivable:cardholder:{ACCOUNT}", 0) == account.posted
 
     @invariant()
+    def fees_are_kept_or_go_back_in_full_with_all_of_the_money(self) -> None:
+        for payment_id, payment in self.flow.payments.items():
+            income = sum(
+                amount
+                for account, amount in self.flow.postings_of(payment_id).items()
+                if account.startswith("income:")
+            )
+            fees = sum(one.interchange + one.scheme_fee for one in payment.captures)
+            back = payment.interchange_returned + payment.scheme_fee_returned
+            assert income == back - fees and 0 <= back <= fees
+            if authorization.TERMS.mirror_refund_fees and payment.refunded == payment.cleared > 0:
+                assert back == fees
+            if not authorization.TERMS.mirror_refund_fees:
+                assert back == 0
+
+    @invariant()
     def what_is_over_sums_to_zero_on_each_ledger_account(self) -> None:
         for payment_id, payment in self.flow.payments.items():
             if is_over(payment):
@@ -139,6 +159,7 @@ class MoneyFlow(RuleBasedStateMachine):
         """Answer all that is open, close the cycle: no saga is left, and the merchants are paid off."""
         if not hasattr(self, "flow"):
             return
+        authorization.TERMS = self.terms
         for submission in list(self.flow.submissions):
             if not isinstance(submission, CancelPresentment):
                 self.flow.clear(submission.payment_id, submission.n, accepted=submission.n % 2 == 1)

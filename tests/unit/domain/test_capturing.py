@@ -4,7 +4,7 @@ from mini_visa.domain.commands import AcceptChargeback, RepresentChargeback
 from mini_visa.domain.events import CaptureRejected, PaymentCaptured, PaymentRefunded
 from mini_visa.domain.lifecycle import clearing_status, dispute_status, refund_status
 from mini_visa.domain.payment import Merchant, Payment, held_of
-from mini_visa.domain.terms import FeeRate, Terms
+from mini_visa.domain.terms import FeeRate, InvalidFees, Terms, fees_of
 from mini_visa.domain.testing import Host
 
 DAY_S = 86_400
@@ -138,6 +138,62 @@ def test_a_refund_posts_what_is_cleared_and_reserves_the_rest() -> None:
     host.clear(payment, 2)
     after = host.payment(payment)
     assert (after.refunded, after.refund_reserved, refund_status(after)) == (15_000, 0, "posted")
+
+
+def test_fees_are_kept_when_a_payment_is_refunded_unless_they_are_mirrored() -> None:
+    for mirrored in (False, True):
+        host = Host(terms=Terms(mirror_refund_fees=mirrored))
+        payment = captured(host, "100.00")
+        host.clear(payment)  # 1.50 + 0.10 interchange, 0.13 scheme fee
+        assert host.ledger["payable:merchant:m1", "USD"] == -(10_000 - 173)
+        [event] = host.refund(payment, "40.00").events
+        back = (64, 5) if mirrored else (0, 0)
+        assert (event.interchange_returned, event.scheme_fee_returned) == back
+        host.refund(payment)
+        income = host.ledger["income:interchange", "USD"] + host.ledger["income:scheme", "USD"]
+        assert income == (0 if mirrored else -173)
+        assert host.ledger["payable:merchant:m1", "USD"] == (0 if mirrored else 173)
+        assert host.ledger["receivable:cardholder:tok_1testcard", "USD"] == 0
+
+
+def test_a_refund_before_clearing_takes_its_fees_back_when_it_posts() -> None:
+    host = Host(terms=Terms(mirror_refund_fees=True))
+    payment = captured(host, "100.00")
+    assert host.refund(payment, "50.00").events[0].interchange_returned == 0
+    [event] = host.clear(payment).events
+    assert (event.interchange, event.interchange_returned, event.scheme_fee_returned) == (160, 80, 6)
+    assert host.ledger["payable:merchant:m1", "USD"] == -(5_000 - 80 - 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "no rate"),
+        ("[{", "truncated"),
+        ('[{"interchange_basis_points": 1}]', "interchange_fixed"),
+        (
+            '[{"interchange_basis_points": -1, "interchange_fixed": 0, "scheme_basis_points": 0}]',
+            "rate 0: shares",
+        ),
+        (
+            '[{"interchange_basis_points": 1, "interchange_fixed": 0, "scheme_basis_points": 0, "mcc": "1"}]',
+            "mcc",
+        ),
+    ],
+)
+def test_a_fee_schedule_that_cannot_be_right_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidFees, match=reason):
+        fees_of(text.encode())
+
+
+def test_a_fee_schedule_is_read_from_json() -> None:
+    text = b"""[
+      {"first_mcc": "5542", "last_mcc": "5542", "country": "US",
+       "interchange_basis_points": 115, "interchange_fixed": 25, "scheme_basis_points": 14},
+      {"interchange_basis_points": 150, "interchange_fixed": 10, "scheme_basis_points": 13}]"""
+    terms = Terms(fees=fees_of(text))
+    assert terms.fees_of(Merchant(mcc="5542", country="US"), 100_00) == (140, 14)
+    assert terms.fees_of(Merchant(mcc="5542", country="DE"), 100_00) == (160, 13)
 
 
 def test_reserved_refunds_that_a_rejection_leaves_no_cover_for_are_cancelled_newest_first() -> None:
