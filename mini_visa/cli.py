@@ -560,7 +560,12 @@ def read_model_rebuild(
 def keys_create(
     name: Annotated[str, typer.Argument(help="Of the client: its request ids are a space of their own.")],
     scope: Annotated[
-        list[str], typer.Option(help="Such as payments:write; several: repeat it.", show_default=False)
+        list[str],
+        typer.Option(
+            help="Such as payments:write, or payments:write:own for what this client has made only; "
+            "several: repeat it.",
+            show_default=False,
+        ),
     ],
     as_json: Json = False,
 ) -> None:

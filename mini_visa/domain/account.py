@@ -258,6 +258,7 @@ def _open(turn: Turn, command: OpenAccount) -> Outcome:
         expiry=command.expiry,
         posted=command.posted,
         opened_at=turn.at,
+        client=command.client,
         version=1,
     )
     turn.account = account
@@ -267,7 +268,7 @@ def _open(turn: Turn, command: OpenAccount) -> Outcome:
 
 def _change(turn: Turn, command: ChangeAccount) -> Outcome:
     before = turn.account
-    if before is None:
+    if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
     account = replace(
         before,
@@ -282,7 +283,7 @@ def _change(turn: Turn, command: ChangeAccount) -> Outcome:
 
 def _pay(turn: Turn, command: PayAccount) -> Outcome:
     before = turn.account
-    if before is None:
+    if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
     decimals = exponent_of(before.currency)
     if exponent_of(command.currency) != decimals:
@@ -328,7 +329,8 @@ def _on_payment(operation: _OnPayment) -> Callable[[Turn, Any], Outcome]:
 
     def find(turn: Turn, command: Any) -> Outcome:
         payment = turn.records.payment(command.payment_id)
-        if payment is None or payment.account != command.account:
+        foreign = command.own and payment is not None and payment.client != command.client
+        if payment is None or payment.account != command.account or foreign:
             return turn.refuse(
                 404, "there is no such payment", account_id=command.account, payment_id=command.payment_id
             )

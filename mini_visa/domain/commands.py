@@ -40,6 +40,8 @@ class Command(Message, frozen=True, kw_only=True, omit_defaults=True):
     """One HTTP attempt at the request: the correlation id of its answer. A retry is a new attempt."""
     reply_partition: Annotated[int, Meta(ge=NO_REPLY)] = NO_REPLY
     """Partition of gateway.replies where the asking gateway listens; NO_REPLY: nobody waits."""
+    own: bool = False
+    """The client may touch only what its own requests have made: anything else is not there for it."""
 
 
 class OpenAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="open_account/1"):

@@ -200,6 +200,8 @@ class Account(Data, frozen=True, kw_only=True):
     held: int = 0
     posted: int = 0
     opened_at: int = NO_TIME
+    client: str = ""
+    """Whose key opened it."""
     version: int = 0
     """Number of events so far: the next event of this account has `seq = version + 1`."""
     next_expiry: int = NO_TIME

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -39,6 +39,9 @@ SCOPES: Final[Mapping[str, str]] = {
     "risk:write": "change rules",
     "operations:read": "see metrics",
 }
+OWN: Final = ":own"
+OWNED: Final = ("payments:write", "payments:read", "accounts:write", "accounts:read")
+"""A key may have each of these for its own client's payments and accounts only: "payments:read:own"."""
 RELOAD_S: Final = 1.0
 """A key that is made or revoked counts after this time at the latest."""
 KEYS_MAX: Final = 10_000
@@ -84,9 +87,10 @@ def create_key(path: Path, name: str, scopes: Iterable[str]) -> str:
     Raises `AccessError` for an unknown scope, none, or a bad name.
     """
     wanted = tuple(sorted(set(scopes)))
-    unknown = [scope for scope in wanted if scope not in SCOPES]
+    known = [*SCOPES, *(scope + OWN for scope in OWNED)]
+    unknown = [scope for scope in wanted if scope not in known]
     if unknown or not wanted:
-        raise AccessError(f"unknown scopes {unknown or '(none given)'}: choose from {', '.join(SCOPES)}")
+        raise AccessError(f"unknown scopes {unknown or '(none given)'}: choose from {', '.join(known)}")
     if not _NAME.fullmatch(name):
         raise AccessError("a client's name is 1 to 64 characters of A-Z a-z 0-9 . _ -")
     keys = list_keys(path)
@@ -111,6 +115,17 @@ def revoke_key(path: Path, key_id: str) -> AccessKey:
     raise AccessError(f"there is no key {key_id}: list them to see their ids")
 
 
+class Client(NamedTuple):
+    """Who asks, and whether what others have made is there for it."""
+
+    name: str
+    own: bool = False
+    """Only what its own requests have made."""
+
+
+LOCAL: Final = Client(LOCAL_CLIENT)
+
+
 class Access:
     """Turns an Authorization header into the client it stands for."""
 
@@ -130,10 +145,10 @@ class Access:
                     "or set MINI_VISA_AUTH=off"
                 )
 
-    def client(self, authorization: str | None, scope: str | None) -> str:
-        """The client's name. Raises `Problem` 401 (who are you?) or 403 (you may not)."""
+    def client(self, authorization: str | None, scope: str | None) -> Client:
+        """Who asks. Raises `Problem` 401 (who are you?) or 403 (you may not)."""
         if not self.required or scope is None:
-            return LOCAL_CLIENT
+            return LOCAL
         self._reload()
         scheme, _, key = (authorization or "").partition(" ")
         match = _KEY.fullmatch(key) if scheme.lower() == "bearer" else None
@@ -145,14 +160,15 @@ class Access:
                 "Send Authorization: Bearer KEY with a valid key.",
                 headers={"WWW-Authenticate": 'Bearer realm="mini-visa"'},
             )
-        if scope not in known.scopes:
+        own = scope not in known.scopes
+        if own and scope + OWN not in known.scopes:
             raise Problem(
                 403,
                 "forbidden",
                 f"This key lacks the scope {scope}.",
                 headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
             )
-        return known.name
+        return Client(known.name, own)
 
     def _reload(self) -> None:
         """Reads the file when it has changed. A damaged file leaves the keys known before in force."""

@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from mini_visa.domain.commands import Command
 from mini_visa.gateway import problems
+from mini_visa.gateway.access import Client
 from mini_visa.gateway.fields import REQUEST_ID, Body, Invalid
 from mini_visa.gateway.problems import FieldError, Problem, bad_input, busy
 from mini_visa.gateway.service import Gateway
@@ -44,20 +45,21 @@ FINGERPRINT_CHARACTERS: Final = 32
 class Call:
     """One request as handlers see it: nothing of HTTP is left."""
 
-    __slots__ = ("attempt", "client", "gateway", "headers", "path", "route", "values")
+    __slots__ = ("attempt", "client", "gateway", "headers", "own", "path", "route", "values")
 
     def __init__(
         self,
         gateway: Gateway,
         route: Route,
-        client: str,
+        client: Client,
         path: Mapping[str, str],
         values: dict[str, Any],
         headers: Mapping[str, str],
     ) -> None:
         self.gateway = gateway
         self.route = route
-        self.client = client
+        self.client = client.name
+        self.own = client.own
         self.path = path
         self.values = values
         self.headers = headers
@@ -73,7 +75,12 @@ class Call:
             "fingerprint": fingerprint(self.route.name, account, self.path, self.values),
             "attempt": self.attempt,
             "reply_partition": self.gateway.exchange.reply_partition,
+            "own": self.own,
         }
+
+    def sees(self, client: str) -> bool:
+        """Whether what `client` has made is there for the one who asks."""
+        return not self.own or client == self.client
 
 
 class Reply(NamedTuple):
@@ -177,7 +184,7 @@ class Endpoint:
         gateway, route = self._gateway, self._route
         client = gateway.access.client(request.headers.get("Authorization"), route.scope)
         if route.bounded:
-            gateway.rate_limit.admit(client if gateway.access.required else request.remote or "")
+            gateway.rate_limit.admit(client.name if gateway.access.required else request.remote or "")
         started = asyncio.get_running_loop().time()
         if route.body is not None:
             values = await self._read(request, route.body, started)

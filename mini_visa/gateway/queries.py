@@ -27,7 +27,7 @@ async def payment(call: Call) -> Reply:
     async with reading(call, call.gateway.account_of(payment_id)) as read_model:
         record = await read_model.payment(payment_id)
         age = await read_model.lag_ms()
-    if record is None:
+    if record is None or not call.sees(record.payment.client):
         raise not_found("payment")
     return view_reply(views.payment_record_view(record.payment, record.events), age)
 
@@ -38,7 +38,7 @@ async def explanation(call: Call) -> Reply:
     async with reading(call, call.gateway.account_of(payment_id)) as read_model:
         record = await read_model.payment(payment_id)
         age = await read_model.lag_ms()
-    if record is None:
+    if record is None or not call.sees(record.payment.client):
         raise not_found("payment")
     return view_reply(views.explanation_view(record.payment, record.events), age)
 
@@ -49,6 +49,7 @@ async def payments(call: Call) -> Reply:
     filters = PaymentFilters(
         account=values["account"],
         merchant_id=values["merchant_id"],
+        client=call.client if call.own else None,
         status=values["status"],
         from_ms=values["from"],
         to_ms=values["to"],
@@ -71,7 +72,7 @@ async def account(call: Call) -> Reply:
             read_model.account(account_id) if at is None else read_model.account_at(account_id, at)
         )
         age = await read_model.lag_ms()
-    if found is None:
+    if found is None or not call.sees(found.client):
         raise not_found("account" if at is None else "account at that time")
     call.gateway.recent.learn_currency(found.account_id, found.currency)
     return view_reply(views.account_view(found), age)
@@ -82,7 +83,8 @@ async def entries(call: Call) -> Reply:
     account_id = call.gateway.account_id(call.path["account_id"])
     values = call.values
     async with reading(call, account_id) as read_model:
-        if await read_model.account(account_id) is None:
+        known = await read_model.account(account_id)
+        if known is None or not call.sees(known.client):
             raise not_found("account")
         page = await read_model.entries(account_id, values["at"], values["cursor"], values["limit"])
         age = await read_model.lag_ms()

@@ -70,3 +70,18 @@ def test_an_account_from_elsewhere_brings_its_balance_along() -> None:
             (receivable_of(f"tok_{number}"), posted),
             ("opening:balances", -posted),
         }
+
+
+def test_a_client_that_may_touch_only_its_own_finds_nothing_of_anothers() -> None:
+    host = Host(client="bank")
+    payment = host.authorize("10.00", client="shop").outcome.payment
+    for client, own, status in (("other", True, 404), ("other", False, 200), ("shop", True, 409)):
+        decision = host.capture(payment, client=client, own=own)
+        assert decision.outcome.status == status, (client, own)
+    for client, own, status in (("other", True, 404), ("bank", True, 200), ("other", False, 200)):
+        assert host.pay("1.00", client=client, own=own).outcome.status == status, (client, own)
+
+
+def test_anybody_may_ask_for_money_on_a_card() -> None:
+    host = Host(client="bank")
+    assert host.authorize("10.00", client="shop", own=True).outcome.response_code == "00"

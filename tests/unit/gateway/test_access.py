@@ -31,11 +31,24 @@ def refusal(used: Access, authorization: str | None, scope: str = "payments:writ
 def test_a_key_stands_for_its_client_within_its_scopes(settings: Settings) -> None:
     key = create_key(keys_file(settings), "shop", ["payments:write"])
     used = Access(settings)
-    assert used.client(f"Bearer {key}", "payments:write") == "shop"
-    assert used.client(f"bearer {key}", "payments:write") == "shop"
+    assert used.client(f"Bearer {key}", "payments:write").name == "shop"
+    assert used.client(f"bearer {key}", "payments:write").name == "shop"
     problem = refusal(used, f"Bearer {key}", "ledger:read")
     assert problem.status == 403 and "ledger:read" in problem.detail
-    assert used.client(None, None) == "local", "what needs no scope needs no key"
+    assert used.client(None, None).name == "local", "what needs no scope needs no key"
+
+
+def test_a_scope_may_be_for_what_the_client_itself_has_made(settings: Settings) -> None:
+    key = create_key(
+        keys_file(settings), "shop", ["payments:write:own", "payments:read", "accounts:read:own"]
+    )
+    used = Access(settings)
+    assert used.client(f"Bearer {key}", "payments:write") == ("shop", True)
+    assert used.client(f"Bearer {key}", "payments:read") == ("shop", False)
+    assert used.client(f"Bearer {key}", "accounts:read") == ("shop", True)
+    assert refusal(used, f"Bearer {key}", "accounts:write").status == 403
+    with pytest.raises(AccessError, match="unknown scopes"):
+        create_key(keys_file(settings), "shop", ["ledger:read:own"])
 
 
 def test_what_is_no_valid_key_is_401_and_not_repeated(settings: Settings) -> None:
@@ -78,10 +91,10 @@ def test_a_revoked_key_is_refused_by_a_running_gateway_and_others_stay(settings:
     path = keys_file(settings)
     key, other = (create_key(path, name, ["payments:write"]) for name in ("shop", "bank"))
     used = Access(settings)
-    assert used.client(f"Bearer {key}", "payments:write") == "shop"
+    assert used.client(f"Bearer {key}", "payments:write").name == "shop"
     revoked = revoke_key(path, key[4:16])
     assert refusal(used, f"Bearer {key}").status == 401
-    assert used.client(f"Bearer {other}", "payments:write") == "bank"
+    assert used.client(f"Bearer {other}", "payments:write").name == "bank"
     assert revoke_key(path, key[4:16]) == revoked, "once is enough"
     with pytest.raises(AccessError, match="no key"):
         revoke_key(path, "0" * 12)
@@ -91,7 +104,7 @@ def test_a_key_that_is_made_later_counts_without_a_restart(settings: Settings) -
     create_key(keys_file(settings), "shop", ["payments:write"])
     used = Access(settings)
     key = create_key(keys_file(settings), "bank", ["payments:read"])
-    assert used.client(f"Bearer {key}", "payments:read") == "bank"
+    assert used.client(f"Bearer {key}", "payments:read").name == "bank"
 
 
 def test_a_file_that_is_damaged_later_leaves_the_keys_in_force(
@@ -100,7 +113,7 @@ def test_a_file_that_is_damaged_later_leaves_the_keys_in_force(
     key = create_key(keys_file(settings), "shop", ["payments:write"])
     used = Access(settings)
     keys_file(settings).write_text("[{")
-    assert used.client(f"Bearer {key}", "payments:write") == "shop"
+    assert used.client(f"Bearer {key}", "payments:write").name == "shop"
     assert "keys stay as they were" in caplog.text
 
 
@@ -134,4 +147,4 @@ def test_a_key_needs_a_name_and_scopes_that_there_are(tmp_path: Path) -> None:
 
 def test_without_access_control_everyone_is_the_same_client(tmp_path: Path) -> None:
     used = Access(Settings(home=tmp_path, auth="off"))
-    assert used.client(None, "payments:write") == used.client("Bearer x", "risk:write") == "local"
+    assert used.client(None, "payments:write") == used.client("Bearer x", "risk:write") == ("local", False)
