@@ -15,7 +15,7 @@ import orjson
 
 from mini_visa import topics
 from mini_visa.domain.commands import PutRule
-from mini_visa.domain.risk import CURRENCY_PREFIX, DEFAULT_RULES, InvalidRule, Rule, rule_of
+from mini_visa.domain.risk import CURRENCY_PREFIX, DEFAULT_RULES, RULES_MAX, InvalidRule, Rule, rule_of
 from mini_visa.gateway import views
 from mini_visa.gateway.endpoints import Call, Reply
 from mini_visa.gateway.exchange import NoAnswer, NotSent
@@ -53,9 +53,12 @@ async def put_rule(call: Call) -> Reply:
     gateway = call.gateway
     deadline = asyncio.get_running_loop().time() + gateway.settings.gateway_deadline_s
     async with reading(call, None) as read_model:
-        former = (await in_force(read_model, gateway.settings.partitions)).get(rule.id)
+        known = await in_force(read_model, gateway.settings.partitions)
+        former = known.get(rule.id)
         if former == rule:
             return view_reply(views.whole_rule_view(rule), await read_model.lag_ms(topics.RISK_RULES.name))
+        if former is None and len(known) >= RULES_MAX:
+            raise Problem(409, "conflict", f"there are {RULES_MAX} rules, the most there can be")
         if former is not None and former.version >= rule.version:
             raise Problem(
                 409,
@@ -97,17 +100,22 @@ async def back_test(call: Call) -> Reply:
     a process of its own, one at a time: the gateway goes on answering."""
     _, rule = _proposed(call)
     gateway = call.gateway
+    since, until = call.values["from"], call.values["to"]
+    if since is not None and until is not None and until <= since:
+        raise bad_input(FieldError("to", "must be later than from"))
     if gateway.back_test.locked():
         raise busy("busy", "A back-test is running: try again when it is done.")
     async with reading(call, None) as read_model:
         current = await in_force(read_model, gateway.settings.partitions)
     if rule.id in current and current[rule.id].version >= rule.version:
         raise Problem(409, "conflict", f"version {current[rule.id].version} is in force: try a higher one.")
+    if rule.id not in current and len(current) >= RULES_MAX:
+        raise Problem(409, "conflict", f"there are {RULES_MAX} rules, the most there can be")
     question = {
         "rule": rule,
         "current": list(current.values()),
-        "from_ms": call.values["from"],
-        "to_ms": call.values["to"],
+        "from_ms": since,
+        "to_ms": until,
     }
     async with gateway.back_test:
         answer = await _run(gateway.settings, orjson.dumps(msgspec.to_builtins(question)))

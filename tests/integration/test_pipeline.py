@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from aiokafka import AIOKafkaProducer
 from whole_system import Up, make_home
+from whole_system_client import Card, Client, Reply, put
 
 from mini_visa import topics
-from mini_visa.demo.cards import card_numbers
 from mini_visa.demo.checks import PanSearch, no_pan_in_files
 from mini_visa.demo.evidence import topic_names
 from mini_visa.domain.commands import RecordClearing
-from mini_visa.kafka import client_options, committed_records, end_offsets
+from mini_visa.domain.money import exponent_of, format_amount
+from mini_visa.kafka import committed_records, end_offsets
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import AnyTopic
 
@@ -29,23 +28,15 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 WAIT_S = 60.0
 LIVES = json.loads((Path(__file__).parents[1] / "golden" / "lives.json").read_text())["lives"]
 OF_DAYS = {"expiry without a tick", "late capture is forced", "expiry after a part capture"}
-"""Lives whose steps are days apart: the domain's tests take them, here every second is a real one."""
-
-
-class Reply(NamedTuple):
-    status: int
-    body: dict[str, Any]
-    headers: dict[str, str]
-
-    @property
-    def code(self) -> str:
-        return str(self.body["operation"]["response_code"])
+"""Lives whose steps are days apart: here every second is a real one. `test_whole_life.py` takes them."""
 
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, jars_cache: Path) -> Iterator[Up]:
     """`mini-visa up`, once for all tests here."""
-    started = Up(make_home(tmp_path_factory.mktemp("system"), jars_cache))
+    home = make_home(tmp_path_factory.mktemp("system"), jars_cache)
+    # The clearing house thinks for a day: these tests say themselves how captures clear.
+    started = Up(home, MINI_VISA_CLEARING_DELAY_S="86400")
     try:
         started.until("Ready")
         yield started
@@ -58,66 +49,6 @@ def pans() -> Iterator[list[str]]:
     """Every card number that these tests have sent."""
     used: list[str] = []
     yield used
-
-
-_NUMBERS = card_numbers(random.Random(2026))
-
-
-class Client:
-    """A merchant and an issuer in one, with request ids of its own."""
-
-    def __init__(self, session: ClientSession, pans: list[str]) -> None:
-        self.session = session
-        self.pans = pans
-        self.run = f"t{time.time_ns():x}"
-        self.requests = 0
-
-    def request_id(self) -> str:
-        self.requests += 1
-        return f"{self.run}-{self.requests}"
-
-    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Reply:
-        async with self.session.request(method, path, json=body) as response:
-            return Reply(response.status, await response.json(content_type=None), dict(response.headers))
-
-    async def post(self, path: str, **body: Any) -> Reply:
-        return await self.call("POST", path, {"request_id": self.request_id(), **body})
-
-    def pan(self) -> str:
-        pan = next(_NUMBERS)
-        self.pans.append(pan)
-        return pan
-
-    async def open(self, limit: str = "1000.00", **more: Any) -> Card:
-        pan = self.pan()
-        opened = await self.post("/accounts", pan=pan, limit=limit, **more)
-        assert opened.status == 200, opened
-        return Card(self, pan, opened.body["account_id"], opened.body["currency"])
-
-    async def get(self, path: str) -> Reply:
-        return await self.call("GET", path)
-
-
-class Card:
-    """A cardholder's card."""
-
-    def __init__(self, client: Client, pan: str, account_id: str, currency: str) -> None:
-        self.client = client
-        self.pan = pan
-        self.account_id = account_id
-        self.currency = currency
-
-    async def authorize(self, amount: str, **more: Any) -> Reply:
-        return await self.client.post("/payments/authorize", pan=self.pan, amount=amount, **more)
-
-    async def set(self, **changes: Any) -> Reply:
-        body = {"request_id": self.client.request_id(), **changes}
-        return await self.client.call("PATCH", f"/accounts/{self.account_id}", body)
-
-    async def sums(self) -> tuple[str, str, str]:
-        """(available, held, posted)"""
-        body = (await self.client.get(f"/accounts/{self.account_id}")).body
-        return body["available"], body["held"], body["posted"]
 
 
 @pytest.fixture
@@ -390,6 +321,22 @@ class Life:
             assert time.monotonic() < deadline, captures
             await asyncio.sleep(0.05)
 
+    async def ledger_comes_to(self, expected: dict[str, str], where: str) -> None:
+        """The ledger follows a moment later."""
+        deadline = time.monotonic() + WAIT_S
+        own = f":{self.card.account_id}"
+        while True:
+            sums = await self.client.postings(self.card.account_id, self.payments.values())
+            found = {
+                name.removesuffix(own): format_amount(amount, exponent_of(self.card.currency))
+                for name, amount in sums.items()
+                if amount
+            }
+            if found == expected:
+                return
+            assert time.monotonic() < deadline, (where, found, expected)
+            await asyncio.sleep(0.02)
+
     async def shown(self) -> dict[str, Any]:
         available, held, posted = await self.card.sums()
         payments = {}
@@ -426,6 +373,7 @@ async def test_a_life_goes_over_http_as_the_independent_model_says(
                 assert reply.body["left"] == answer["left"], where
         expected = {name: value for name, value in step["after"].items() if name != "ledger"}
         assert await lived.shown() == expected, where
+        await lived.ledger_comes_to(step["after"]["ledger"], where)
 
 
 # -- garbage -------------------------------------------------------------------------------------------
@@ -437,17 +385,6 @@ GARBAGE = {
     "no value": None,
     "deep": b"[" * 100_000,
 }
-
-
-async def put(settings: Settings, topic: AnyTopic, value: bytes | None, *, key: bytes) -> tuple[int, int]:
-    """Write a record straight into a topic; its partition and offset."""
-    producer = AIOKafkaProducer(**client_options(settings))
-    await producer.start()
-    try:
-        sent = await producer.send_and_wait(topic.name, value, key=key)
-        return sent.partition, sent.offset
-    finally:
-        await producer.stop()
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())

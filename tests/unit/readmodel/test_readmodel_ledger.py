@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from mini_visa import topics
+from mini_visa.domain.clearing import ClearingItem
+from mini_visa.domain.commands import Tick
+from mini_visa.domain.events import CaptureCleared
 from mini_visa.domain.journal import ChainHead, seal, verify
 from mini_visa.domain.ledger import HOLDS_CONTRA, holds_of, postings_of
+from mini_visa.domain.payment import CaptureState
+from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
 from mini_visa.domain.saga import SagaEvent
 from mini_visa.domain.settlement import CycleClosed, SettlementPosition
-from mini_visa.readmodel import InvalidCursor
+from mini_visa.readmodel import InvalidCursor, PaymentFilters
 from mini_visa.readmodel.testing import EventLog, apply_new, random_log
 from mini_visa.readmodel.views import ALL, journal_rows
 from mini_visa.streams.processor import Record
@@ -181,3 +187,128 @@ async def test_a_saga_is_listed_by_the_last_that_was_said_about_it(read_model, a
     await apply_new(applier, VIEWS[topics.PAYMENT_SAGAS], 0, records(topics.PAYMENT_SAGAS, told))
     assert await read_model.sagas() == [told[2], told[0]]
     assert await read_model.sagas(["completed"]) == [told[3]]
+
+
+async def test_a_ledger_account_at_a_time_is_what_was_posted_by_then(read_model, applier):
+    made = journals(random_log(120, accounts=3))
+    sums: dict[str, list[tuple[int, int]]] = {}
+    for partition, entries in made.items():
+        view, source = VIEWS[topics.LEDGER_JOURNAL], records(topics.LEDGER_JOURNAL, entries)
+        await apply_new(applier, view, partition, source)
+        for entry in entries:
+            for posting in entry.postings:
+                sums.setdefault(posting.account, []).append((entry.at, posting.amount))
+    assert len(sums) > 5
+    for account, lines in sums.items():
+        times = sorted(at for at, _ in lines)
+        for at in (times[0] - 1, times[0], times[len(times) // 2], times[-1] - 1, times[-1] + 1):
+            expected = [amount for posted_at, amount in lines if posted_at <= at]
+            found = await read_model.ledger_account_at(account, at)
+            debits, credits = sum(a for a in expected if a > 0), -sum(a for a in expected if a < 0)
+            assert [(one.debits, one.credits) for one in found] == ([(debits, credits)] if expected else [])
+
+
+async def test_a_statement_has_every_posting_on_an_account_newest_first(read_model, applier):
+    made = journals(random_log(120, accounts=3))
+    posted = []
+    for partition, entries in made.items():
+        view, source = VIEWS[topics.LEDGER_JOURNAL], records(topics.LEDGER_JOURNAL, entries)
+        await apply_new(applier, view, partition, source)
+        posted += [
+            (e.at, e.number, p.amount) for e in entries for p in e.postings if p.account == HOLDS_CONTRA
+        ]
+    listed, cursor = [], None
+    while True:
+        page = await read_model.ledger_statement(HOLDS_CONTRA, None, cursor, 7)
+        listed += page.items
+        if (cursor := page.next_cursor) is None:
+            break
+    assert sorted((line.entry.at, line.entry.number, line.amount) for line in listed) == sorted(posted)
+    assert [line.entry.at for line in listed] == sorted((line.entry.at for line in listed), reverse=True)
+    middle = listed[len(listed) // 2].entry.at
+    before = await read_model.ledger_statement(HOLDS_CONTRA, middle, None, 1_000)
+    assert before.items == [line for line in listed if line.entry.at <= middle]
+    with pytest.raises(InvalidCursor):
+        await read_model.ledger_statement("settlement:bank", None, cursor or "AAAA", 7)
+
+
+def an_item(payment_id: str, n: int) -> ClearingItem:
+    return ClearingItem(
+        merchant_id="m1", currency="USD", kind="capture_cleared", payment_id=payment_id, at=1, sale=5, n=n
+    )
+
+
+async def test_a_capture_is_settled_when_the_cycle_that_its_item_is_in_is_closed(read_model, applier, fill):
+    log = EventLog(partitions=1)
+    payment = log.authorize(log.open("tok_1"), 3_000)
+    log.capture(payment)
+    cleared = replace_capture(log, payment, CaptureState.CLEARED)
+    await fill(log)
+    item_topic, closings = topics.CLEARING_ITEMS, topics.SETTLEMENT_POSITIONS
+    items = [an_item("pay_other_1", 1), an_item(payment, 1), Tick()]
+    await apply_new(applier, VIEWS[item_topic], 2, records(item_topic, items))
+
+    async def shown() -> str:
+        record = await read_model.payment(payment)
+        assert record is not None and (await read_model.payments(PaymentFilters())).items == [record.payment]
+        return record.payment.captures[0].state
+
+    def closed(end_item: int, partition: int, cycle: str = "c1") -> CycleClosed:
+        return CycleClosed(
+            cycle=cycle, partition=partition, positions=1, first_item=0, end_item=end_item, closed_at=9
+        )
+
+    assert await shown() == "cleared" and cleared.cleared
+    await apply_new(applier, VIEWS[closings], 1, records(closings, [closed(9, 1)]))
+    assert await shown() == "cleared", "another partition's cycle"
+    source = records(closings, [closed(1, 2), closed(2, 2, "c2")])
+    await apply_new(applier, VIEWS[closings], 2, source[:1])
+    assert await shown() == "cleared", "its item came after that"
+    await apply_new(applier, VIEWS[closings], 2, source)
+    assert await shown() == "settled"
+
+
+def replace_capture(log: EventLog, payment_id: str, state: CaptureState):
+    """The payment's last event once more, with its capture in another state."""
+    payment = log.payments[payment_id]
+    captures = tuple(msgspec.structs.replace(one, state=state) for one in payment.captures)
+    after = msgspec.structs.replace(payment, captures=captures, cleared=payment.captured)
+    account = log.accounts[payment.account]
+    log._payment_event(
+        CaptureCleared, account, after, amount=payment.captured, n=1, interchange=1, scheme_fee=1
+    )
+    return after
+
+
+async def test_every_open_saga_is_listed_with_its_age_and_one_that_is_over_is_not(read_model, applier, fill):
+    log = EventLog(partitions=1)
+    account = log.open("tok_1")
+    waiting, late, done = (log.authorize(account, 1_000) for _ in range(3))
+    for payment in (waiting, late, done):
+        log.capture(payment)
+    replace_capture(log, done, CaptureState.CLEARED)
+    await fill(log)
+    told = [
+        SagaEvent(
+            payment_id=payment, account=account, state="overdue", step="clearing", at=9, since=8, tries=2
+        )
+        for payment in (late, done)
+    ]
+    told.append(msgspec.structs.replace(told[-1], state="completed"))
+    await apply_new(applier, VIEWS[topics.PAYMENT_SAGAS], 0, records(topics.PAYMENT_SAGAS, told))
+    found = await read_model.open_sagas()
+    assert [(one.payment_id, one.state, one.waiting, one.tries) for one in found] == [
+        (waiting, "waiting", (1,), 0), (late, "overdue", (1,), 2),
+    ]  # fmt: skip
+    assert found[0].since == log.payments[waiting].captures[0].at
+
+
+async def test_a_rule_counts_the_partitions_that_have_put_it_in_force(read_model, applier):
+    def put(version: int) -> RuleInForce:
+        rule = msgspec.structs.replace(DEFAULT_RULES[0], version=version)
+        return RuleInForce(rule=rule, at=version)
+
+    for partition, versions in ((0, (2, 3)), (1, (2,))):
+        source = records(topics.RISK_RULES, [put(version) for version in versions])
+        await apply_new(applier, VIEWS[topics.RISK_RULES], partition, source)
+    assert [(rule.version, partitions) for rule, partitions in await read_model.rules()] == [(2, 2), (3, 1)]
