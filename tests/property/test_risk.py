@@ -199,6 +199,13 @@ class RiskAgainstRecount(RuleBasedStateMachine):
     @rule(step=steps)
     def tick(self, step: int) -> None:
         self.send(Tick(), step, 0)
+        longest = max((rule.window_s for rule in self.naive.rules.values() if not rule.retired), default=0)
+        for account in list(self.naive.currency):
+            if account not in self.service.rows(VELOCITY):
+                # A card that has been quiet is forgotten, and with it its last currency: no window is lost.
+                late = self.naive.now - longest * 1_000
+                assert all(one.at <= late for one in self.naive.log.get(account, []))
+                del self.naive.currency[account]
 
     @precondition(lambda self: self.judged == 0)
     @rule(put=st.sampled_from(PUTS))
