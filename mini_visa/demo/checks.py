@@ -439,6 +439,32 @@ def balanced(books: Books) -> Check:
     return check
 
 
+async def shown_ledger(books: Books, sender: Sender) -> Check:
+    """What the API says of the trial balance and of every account that is no cardholder's."""
+    check = Check("GET /ledger equals the journals", unit="accounts")
+    status, _, body = await sender.call("GET", "/ledger/trial-balance")
+    totals = {one["currency"]: one["difference"] for one in orjson.loads(body).get("currencies", ())}
+    zeros = {currency: text_of(0, currency) for _, currency in books.balances}
+    if status != 200 or totals != zeros:
+        check.wrong(f"trial balance: {status} {totals}, expected {zeros}")
+    names = sorted({name for name, _ in books.balances if ":cardholder:" not in name})
+
+    async def compare(name: str) -> None:
+        check.looked_at += 1
+        _, _, body = await sender.call("GET", f"/ledger/accounts/{name}")
+        shown = {one["currency"]: one["balance"] for one in orjson.loads(body).get("balances", ())}
+        expected = {
+            currency: text_of(amount, currency)
+            for (account, currency), amount in books.balances.items()
+            if account == name
+        }
+        if shown != expected:
+            check.wrong(f"{name}: {shown}, expected {expected}")
+
+    await asyncio.gather(*map(compare, names))
+    return check
+
+
 def ledger_accounts(books: Books, found: History, script: Script) -> Check:
     """What cardholders owe and what is held, against the accounts; nothing waits for clearing."""
     check = Check("the ledger equals the accounts", unit="accounts")

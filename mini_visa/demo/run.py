@@ -282,6 +282,7 @@ async def _evidence(
         found.append(checks.compensated(money))
         found.append(checks.balanced(money))
         found.append(checks.ledger_accounts(money, events, lines))
+        found.append(await checks.shown_ledger(money, sender))
         found.append(checks.settlement(money))
         found.append(await checks.rebuilt(settings))
         done(1)

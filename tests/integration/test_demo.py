@@ -49,7 +49,7 @@ def test_the_demo_adds_up_and_leaves_nothing(home: Path) -> None:
     report: dict[str, Any] = json.loads(done.stdout)
     assert report["passed"] and report["payments"] == 300
     assert report["approved"] >= 0.85 * report["payments"]
-    assert len(report["checks"]) == 22 and all(check["looked_at"] for check in report["checks"])
+    assert len(report["checks"]) == 23 and all(check["looked_at"] for check in report["checks"])
     assert not none_left_within(home, 5.0)
     assert not list((home / "runs").iterdir())
 
