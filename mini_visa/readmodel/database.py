@@ -307,7 +307,7 @@ def _compare(revision: str | None, database: Database) -> None:
     raise SchemaOlder(f"{database}: {state}; run: mini-visa readmodel migrate")
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def _upgrade(connection: sa.Connection, revision: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
 
@@ -315,7 +315,7 @@ def _upgrade(connection: sa.Connection) -> None:
     with resources.as_file(resources.files("mini_visa.readmodel") / "migrations") as folder:
         config.set_main_option("script_location", str(folder).replace("%", "%%"))
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
 
 def remove_sqlite(file: Path) -> None:

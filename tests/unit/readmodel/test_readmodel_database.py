@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from mini_visa.errors import UserError
 from mini_visa.readmodel import Database, DatabaseUnusable, ReadModel, SchemaNewer, SchemaOlder, schema
 from mini_visa.readmodel.apply import Applier, Batch, PositionMoved
-from mini_visa.readmodel.database import database_url
+from mini_visa.readmodel.database import _upgrade, database_url
 from mini_visa.readmodel.digest import digest
 from mini_visa.readmodel.projector import checksum
 from mini_visa.readmodel.testing import random_log
@@ -54,6 +54,48 @@ def test_the_program_expects_the_newest_migration():
     assert sorted(script.revision for script in scripts.walk_revisions()) == [
         f"{number:04d}" for number in range(1, int(schema.HEAD) + 1)
     ]
+
+
+async def test_the_third_step_reads_journals_again_and_finds_the_captures_that_wait(empty):
+    database = Database.of(empty, write=True)
+    if not database.sqlite:
+        async with database.transaction() as connection:
+            await connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {database.schema}")
+    waiting = '{"payment": {"captures": [{"n": 1, "state": "cleared"}, {"n": 2}]}}'
+    cleared = '{"payment": {"captures": [{"n": 1, "state": "cleared"}]}}'
+    async with database.transaction() as connection:
+        await connection.run_sync(_upgrade, "0002")
+        for key, event in ((1, waiting), (2, cleared)):
+            await connection.exec_driver_sql(
+                "INSERT INTO payment_events (place, account_id, at, type, event)"
+                f" VALUES ({key}, 'tok_1', 1, 'capture_cleared/1', '{event}')"
+            )
+            await connection.exec_driver_sql(
+                "INSERT INTO payments (payment_key, payment_id, account_id, client, merchant_id, currency,"
+                " amount_e4, created_at, status, place)"
+                f" VALUES ({key}, 'pay_{key}', 'tok_1', 'c', 'm', 'USD', 1, 1, 'captured', {key})"
+            )
+        await connection.exec_driver_sql(
+            "INSERT INTO journal_entries (entry_key, journal, at, kind, entry)"
+            " VALUES (1, 'payments', 1, 'k', '')"
+        )
+        for topic in ("ledger.journal", "payment.events"):
+            await connection.exec_driver_sql(
+                'INSERT INTO positions (topic, "partition", next_offset, last_offset, last_checksum,'
+                f" command_position, event_time, as_of) VALUES ('{topic}', 0, 9, 8, '', -1, 1, 1)"
+            )
+    await database.migrate()
+    async with database.transaction() as connection:
+
+        async def rows(query: str) -> list[tuple]:
+            return [tuple(row) for row in await connection.exec_driver_sql(query)]
+
+        assert await rows("SELECT payment_key, clearing FROM payments ORDER BY 1") == [
+            (1, "submitted"), (2, ""),
+        ]  # fmt: skip
+        assert await rows("SELECT count(*) FROM journal_entries") == [(0,)]
+        assert await rows("SELECT topic FROM positions") == [("payment.events",)]
+    await database.close()
 
 
 async def test_migrating_again_changes_nothing_and_many_at_once_are_one(empty):
