@@ -87,6 +87,8 @@ def rights(configured: Settings) -> dict[str, list[Manifest]]:
     gateway = _Rights()
     for topic in NEEDED_TOPICS:
         gateway.grant("topic", topic.name, "Read" if topic is topics.GATEWAY_REPLIES else "Write")
+    gateway.grant("topic", topics.FRAUD_ALERTS.name, "Read")  # streamed to its clients
+    gateway.grant("topic", topics.CARD_REQUESTS.name, "Read")  # back-tests of rules
     return {"gateway": gateway.rules()} | {
         service: _rights_of_worker(configured, service) for service in topics.SERVICES
     }

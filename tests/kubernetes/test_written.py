@@ -69,9 +69,10 @@ def test_a_worker_may_do_what_it_does_and_no_more():
     }
 
 
-def test_the_gateway_may_not_read_what_others_are_told():
+def test_the_gateway_may_not_read_what_others_are_told_but_alerts_and_what_rules_are_tried_on():
     assert rights_of("gateway") == {
-        ("topic", "card.requests"): {"Write"},
+        ("topic", "card.requests"): {"Read", "Write"},
+        ("topic", "fraud.alerts"): {"Read"},
         ("topic", "account.commands"): {"Write"},
         ("topic", "gateway.replies"): {"Read"},
     }
