@@ -73,7 +73,7 @@ class Grounds:
             self.database = Server(Path(tempfile.mkdtemp(prefix="mini-visa-postgresql-")), binaries)
         self._given = {
             "home": home, "gateway_port": 0, "replication": brokers, "session_timeout_s": 6.0,
-            "clearing_cycle_s": 15.0, "clearing_present_again_s": 4.0, "compensation_retry_s": 5.0,
+            "clearing_cycle_s": 4.0, "clearing_present_again_s": 4.0, "compensation_retry_s": 5.0,
             "clearing_rejections": 0.05, "clearing_lost_answers": 0.05, "connector_tries_max": 3, **settings,
         }  # fmt: skip
         self.system: System
