@@ -41,6 +41,7 @@ app = create_app("clearing")
     source=topics.PAYMENT_EVENTS,
     tables=[PRESENTMENTS, PRESENTMENTS_DUE],
     sinks=[topics.CLEARING_SUBMISSIONS, topics.CLEARING_ITEMS],
+    rest_s=settings().rest_s,
 )
 def present(event: PaymentFact, context: Context) -> None:
     if isinstance(event, PaymentCaptured):
@@ -78,6 +79,7 @@ def close(key: str, context: Context) -> None:
     tables=[POSITIONS, CYCLE],
     sinks=[topics.SETTLEMENT_POSITIONS],
     tick=Tick,
+    rest_s=settings().rest_s,
 )
 def net(message: ClearingItem | Tick, context: Context) -> None:
     """Add up the items of the open cycle. It closes with the first tick after its end, once; from that

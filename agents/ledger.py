@@ -17,6 +17,7 @@ from mini_visa.domain.journal import (
 )
 from mini_visa.domain.ledger import Posting, Postings, payable_of, postings_of
 from mini_visa.domain.settlement import CycleClosed, SettlementPosition, settle
+from mini_visa.settings import settings
 from mini_visa.streams import Context, Impossible, Table
 from mini_visa.streams.app import create_app
 from mini_visa.streams.topic import Topic
@@ -32,6 +33,7 @@ app = create_app("ledger")
     source=topics.PAYMENT_EVENTS,
     tables=[CHAIN],
     sinks=[topics.LEDGER_JOURNAL, topics.LEDGER_POSTINGS],
+    rest_s=settings().rest_s,
 )
 def journal(event: PaymentFact, context: Context) -> None:
     """One entry for each event that moves money, or the promise of it."""
@@ -59,6 +61,7 @@ def journal(event: PaymentFact, context: Context) -> None:
     source=topics.SETTLEMENT_POSITIONS,
     tables=[SETTLEMENT_CHAIN],
     sinks=[topics.LEDGER_SETTLEMENT_JOURNAL, topics.LEDGER_POSTINGS],
+    rest_s=settings().rest_s,
 )
 def settlement(position: SettlementPosition | CycleClosed, context: Context) -> None:
     """The bank pays each merchant what a closed cycle owes it."""
@@ -76,7 +79,7 @@ def settlement(position: SettlementPosition | CycleClosed, context: Context) -> 
     post(context, entry, (bank,))
 
 
-@app.processor(source=topics.LEDGER_POSTINGS, tables=[BALANCES])
+@app.processor(source=topics.LEDGER_POSTINGS, tables=[BALANCES], rest_s=settings().rest_s)
 def balances(posted: LedgerPostings, context: Context) -> None:
     rows = context.table(BALANCES)
     for account, currency, amount in posted.postings:

@@ -28,6 +28,7 @@ app = create_app("reversal")
     source=topics.PAYMENT_EVENTS,
     tables=[SAGAS, DEADLINES],
     sinks=[topics.ACCOUNT_COMMANDS, topics.CLEARING_SUBMISSIONS, topics.PAYMENT_SAGAS],
+    rest_s=settings().rest_s,
 )
 def compensate(event: PaymentFact, context: Context) -> None:
     sagas = context.table(SAGAS)

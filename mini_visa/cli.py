@@ -213,8 +213,18 @@ def clearing_house() -> None:
     from mini_visa import log_format
     from mini_visa.clearing_house.app import run
 
-    log_format.configure(settings().log_level)
-    run(settings())
+    configured = settings()
+    log_format.configure(configured.log_level)
+    try:
+        run(configured)
+    except OSError as failure:
+        if failure.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            raise
+        raise UserError(
+            f"The clearing house cannot listen on {configured.clearing_house_host}:"
+            f"{configured.clearing_house_port} ({failure.strerror}). Choose another: "
+            "MINI_VISA_CLEARING_HOUSE_PORT=8091."
+        ) from failure
 
 
 @app.command(rich_help_panel=RUN_PARTS)
@@ -1094,6 +1104,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader (`| head`) has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if not _concerns_home(error):
+            raise
+        _fail(f"{error.filename}: {error.strerror}. Set MINI_VISA_HOME to a directory of yours with room.", 1)
     except Exception as error:
         if type(error).__module__ != "aiokafka.errors":  # known without importing it for every command
             raise
@@ -1101,6 +1115,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(0)
+
+
+def _concerns_home(error: OSError) -> bool:
+    """Whether a file or directory of MINI_VISA_HOME, or one above it, could not be used."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return False
+    path, home = Path(error.filename), settings().home
+    return path.is_relative_to(home) or home.is_relative_to(path)
 
 
 def _setting_errors(invalid: ValidationError) -> list[str]:

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     """Static group membership: the pod's name. "": the service's name (one worker a service)."""
     batch_records_max: int = Field(4_000, ge=1, le=100_000)
     batch_bytes_max: int = Field(4 << 20, ge=1 << 10, le=64 << 20)
+    rest_s: float = Field(0.25, ge=0.0, le=60.0)
+    """Ledger, clearing and reversal, which no client waits for, take what has come since this long ago at
+    once: larger batches under load. What comes after a quiet moment does not wait; a backlog neither."""
     session_timeout_s: float = Field(10.0, ge=1.0, le=300.0)
     transaction_timeout_s: float = Field(10.0, ge=1.0, le=300.0)
     drain_timeout_s: float = Field(20.0, ge=1.0, le=600.0)
@@ -131,7 +134,8 @@ class Settings(BaseSettings):
     machine."""
     clearing_house_host: str = "127.0.0.1"
     clearing_house_port: int = Field(8090, ge=0, le=65535)
-    """Of the clearing house that comes with this project; `up` and `demo` take another if it is in use."""
+    """Of the clearing house that comes with this project. `up` and `demo` take any free one unless this is
+    set."""
     clearing_rejections: float = Field(0.0, ge=0.0, le=1.0)
     """Share of presentments that this clearing house rejects."""
     clearing_lost_answers: float = Field(0.0, ge=0.0, le=1.0)

@@ -21,7 +21,7 @@ from mini_visa.streams import Table, versioned
 from tables.schedule import schedule_table
 
 
-class OpenPresentment(msgspec.Struct, frozen=True):
+class OpenPresentment(msgspec.Struct, frozen=True, gc=False):
     presentment: Presentment
     due: int
     """When it is presented again, ms."""
@@ -29,7 +29,7 @@ class OpenPresentment(msgspec.Struct, frozen=True):
     """That it was presented."""
 
 
-class OpenCycle(msgspec.Struct, frozen=True, array_like=True):
+class OpenCycle(msgspec.Struct, frozen=True, array_like=True, gc=False):
     begins: int
     """Event time, ms; a whole multiple of the length that was set then."""
     first_item: int

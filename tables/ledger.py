@@ -16,7 +16,7 @@ from mini_visa.domain.journal import ChainHead, Journal
 from mini_visa.streams import Table, versioned
 
 
-class Balance(msgspec.Struct, frozen=True, array_like=True):
+class Balance(msgspec.Struct, frozen=True, array_like=True, gc=False):
     debits: int = 0
     """Minor units, as the credits: the balance is debits less credits."""
     credits: int = 0

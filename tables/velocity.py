@@ -24,7 +24,7 @@ FORGOTTEN_PER_TICK_MAX: Final = 5_000
 """More than arrive in a partition between two ticks, so that forgetting keeps up."""
 
 
-class Assessed(msgspec.Struct, frozen=True, array_like=True):
+class Assessed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request that was decided."""
 
     at: int

@@ -36,7 +36,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory, jars_cache: Path) -> Iterat
         assert started.address is not None
         yield started.address
     finally:
-        started.stop()
+        started.kill()  # nobody needs what is in it
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def fresh_broker(tmp_path: Path, jars_cache: Path) -> Iterator[EmbeddedBroker]:
     try:
         yield started
     finally:
-        started.stop()
+        started.kill()  # nobody needs what is in it
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ class Broker(Protocol):
     def start(self, *, detach: bool = False, wait: bool = True) -> bool:
         """True: this call started it. Raises BrokerError with the reason and what to do."""
 
-    def stop(self, grace_s: float = ...) -> bool:
-        """True: it was running."""
+    def stop(self, grace_s: float = ..., *, quiet_s: float = ...) -> bool:
+        """In order once no transaction was open for `quiet_s`, else as a crash. True: it was running."""
 
 
 __all__ = [

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from mini_visa.broker import jars
-from mini_visa.broker.embedded import HEAP_BYTES, Health, free_port
+from mini_visa.broker.embedded import HEAP_BYTES, QUIET_S, SETTLE_TIMEOUT_S, Health, free_port
 from mini_visa.broker.errors import BrokerError, MissingProgramError
 from mini_visa.broker.properties import Node, new_cluster_id, properties
-from mini_visa.broker.wire import brokers_known, is_free
+from mini_visa.broker.wire import at_rest, brokers_known, is_free
 
 PULL_TIMEOUT_S = 900.0
 START_TIMEOUT_S = 120.0
@@ -95,11 +95,15 @@ class DockerBroker:
                 raise
         return True
 
-    def stop(self, grace_s: float = STOP_GRACE_S) -> bool:
-        """True: it was running. Its data stay in the volume."""
+    def stop(self, grace_s: float = STOP_GRACE_S, *, quiet_s: float = QUIET_S) -> bool:
+        """As `EmbeddedBroker.stop`. True: it was running. Its data stay in the volume."""
         if not self._running():
             return False
-        self._docker("stop", "--time", str(int(grace_s)), self.name)
+        port = self._port()
+        if port and at_rest("127.0.0.1", port, quiet_s, quiet_s + SETTLE_TIMEOUT_S):
+            self._docker("stop", "--time", str(int(grace_s)), self.name)
+        else:
+            self._docker("kill", self.name)
         return True
 
     def run_arguments(self, port: int, cluster_id: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 Standard input is a pipe whose other end only the parent holds. When it closes while the command runs, the
 parent was killed, and the command is killed too: an orderly shutdown of Kafka in the middle of other
-processes' transactions can lose their markers (see supervisor/backbone.py), a crash cannot. Should this
+processes' transactions can lose their markers (see `EmbeddedBroker.stop`), a crash cannot. Should this
 process itself be killed, Linux kills the command. Prints the command's pid on standard output, once.
 """
 

@@ -76,6 +76,9 @@ def properties(
         "log.index.size.max.bytes": 1 << 20,
         # Memory: the cleaner's default buffer alone is 128 MB.
         "log.cleaner.dedupe.buffer.size": 16 << 20,
+        # The next transaction of a producer waits for the last one's markers: two milliseconds here, and it
+        # is looked for every 20 ms by default.
+        "add.partitions.to.txn.retry.backoff.ms": 1,
         "num.network.threads": 2,
         "num.io.threads": 4,
         "background.threads": 4,

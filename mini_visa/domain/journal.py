@@ -33,7 +33,7 @@ class BrokenChain(ValueError):
     """A journal is not what was written. The text says where."""
 
 
-class ChainHead(msgspec.Struct, frozen=True, array_like=True):
+class ChainHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The last entry of a chain; number 0 before the first."""
 
     number: int = 0

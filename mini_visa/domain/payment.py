@@ -17,8 +17,8 @@ Text = Annotated[str, msgspec.Meta(max_length=256)]
 """What the outside wrote: bounded, so that no row, event or answer grows beyond what is expected."""
 
 
-class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of value types: frozen, so that a change is always a new value."""
+class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """Base of value types: frozen, so that a change is always a new value, and none is ever in a cycle."""
 
 
 class AccountStatus(StrEnum):

@@ -194,7 +194,7 @@ class RuleInForce(Message, frozen=True, kw_only=True, omit_defaults=True, tag="r
     at: int
 
 
-class Velocity(msgspec.Struct, frozen=True, array_like=True):
+class Velocity(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What is remembered of a card: a sparse ring of buckets for each metric and window."""
 
     until: int = 0

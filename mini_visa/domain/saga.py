@@ -45,7 +45,7 @@ class SagaTerms(msgspec.Struct, frozen=True):
         return self.retry_ms << min(tries, RETRY_DOUBLINGS_MAX)
 
 
-class Saga(msgspec.Struct, frozen=True, array_like=True):
+class Saga(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A payment some step of which has still to take place."""
 
     since: int

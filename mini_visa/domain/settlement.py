@@ -19,7 +19,7 @@ from mini_visa.domain.messages import Message
 from mini_visa.domain.money import exponent_of, format_amount
 
 
-class OpenPosition(msgspec.Struct, frozen=True, array_like=True):
+class OpenPosition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a merchant's items of one currency add up to so far."""
 
     items: int = 0

@@ -34,6 +34,11 @@ Progress = Callable[[int], None]
 SERVICE: Final = "projection"
 FETCH_WAIT_MS: Final = 20
 """aiokafka has one fetch in flight per broker: while it waits on idle partitions, busy ones wait too."""
+REST_S: Final = 0.05
+"""Between two transactions while there is no backlog: a transaction costs as much as the rows of some twenty
+events. What comes after a quiet moment does not wait."""
+BACKLOG_RECORDS: Final = 500
+"""Found at once: it is behind, and rests no more."""
 CONFIRM_S: Final = 0.25
 """How often an idle partition's `as_of` is brought up to date."""
 COMMIT_S: Final = 2.0
@@ -267,6 +272,11 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
                 )
         if batches:
             await self._apply(batches)
+            if (
+                self._until is None
+                and sum(len(batch.records) for batch in batches.values()) < BACKLOG_RECORDS
+            ):
+                await asyncio.sleep(REST_S)
         now = time.monotonic()
         if now >= self._confirm_at:
             self._confirm_at = now + CONFIRM_S

@@ -2,9 +2,9 @@
 
     assert_deterministic(decide, records, path="agents.authorization:decide")
 
-Caught: reading a clock, drawing random numbers, opening files or sockets, keeping state outside the tables,
-depending on how the log is cut into batches or on where a worker was restarted, iterating in an order that
-changes with Python's hash seed.
+Caught: reading a clock, drawing random numbers, opening files or connections, keeping state outside the
+tables, depending on how the log is cut into batches or on where a worker was restarted, iterating in an order
+that changes with Python's hash seed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ FORBIDDEN: Final[dict[str, frozenset[str]]] = {
             "perf_counter",
             "perf_counter_ns",
             "process_time",
+            "process_time_ns",
             "thread_time",
+            "thread_time_ns",
+            "clock_gettime",
+            "clock_gettime_ns",
             "localtime",
             "sleep",
         }
@@ -45,7 +49,9 @@ FORBIDDEN: Final[dict[str, frozenset[str]]] = {
     "_random": frozenset({"random", "getrandbits", "seed"}),
     "io": frozenset({"open"}),
     "_io": frozenset({"open", "FileIO"}),
-    "_socket": frozenset({"socket", "getaddrinfo"}),
+    "_uuid": frozenset({"generate_time_safe"}),
+    "_socket": frozenset({"connect", "connect_ex", "bind", "sendto", "getaddrinfo", "gethostbyname"}),
+    "_posixsubprocess": frozenset({"fork_exec"}),
     "datetime": frozenset({"now", "utcnow", "today"}),
 }
 """C functions, by module, that a handler's result must not depend on."""

@@ -22,7 +22,7 @@ VARIABLE: Final = "MINI_VISA_FAULT"
 
 Step = Literal[
     "handled",  # the handler has run over the batch, nothing is begun
-    "begin",  # the transaction is open, nothing is sent
+    "begin",  # the batch is packed, nothing is sent
     "produced",  # every record of it is acknowledged
     "offsets",  # so is the source offset
     "commit_sent",  # the commit is on its way

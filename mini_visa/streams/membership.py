@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 EVICTIONS_MAX: Final = 3
 EVICTIONS_WITHIN_S: Final = 300.0
 """More often forgotten by the group than this, and something else uses our name."""
+HEARTBEATS_A_SESSION: Final = 10
+"""Kafka's clients send three. A member learns of a rebalance from its next heartbeat, and until the last one
+has, all partitions of the group stand still: at ten that is a second of a session of ten."""
 LEAVE_S: Final = 3.0
 """Leaving is a courtesy: nothing is owned any more."""
 POLL_NEVER_MS: Final = 2**31 - 1
@@ -181,7 +184,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
             group_id=self.group,
             group_instance_id=self._instance or None,
             session_timeout_ms=int(self._session_timeout_s * 1000),
-            heartbeat_interval_ms=max(100, int(self._session_timeout_s * 1000 / 4)),
+            heartbeat_interval_ms=int(self._session_timeout_s * 1000 / HEARTBEATS_A_SESSION),
             rebalance_timeout_ms=int(self._rebalance_timeout_s * 1000),
             retry_backoff_ms=100,
             enable_auto_commit=False,

@@ -26,7 +26,11 @@ RESTORED = Counter("mini_visa_restored_records", "Changelog records applied whil
 RESTORE_SECONDS = Gauge(
     "mini_visa_restore_seconds", "How long the last acquisition took", ["processor", "partition"]
 )
-STATE = Gauge("mini_visa_ownership", "1 for the state a partition is in", ["processor", "partition", "state"])
+STATE = Gauge(
+    "mini_visa_ownership",
+    "1 for the state that a partition of this worker is in",
+    ["processor", "partition", "state"],
+)
 LAG = Gauge("mini_visa_lag_records", "Committed source records not yet fetched", ["processor", "partition"])
 REJOINS = Counter("mini_visa_rejoins", "Times the group forgot this member", ["processor"])
 ASSIGNED = Gauge("mini_visa_assigned_partitions", "Partitions of this worker", ["processor"])

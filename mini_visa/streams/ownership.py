@@ -66,7 +66,7 @@ class State(StrEnum):
 
 
 TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
-    State.NEW: frozenset({State.FENCING, State.RELEASING}),
+    State.NEW: frozenset({State.FENCING, State.RELEASING, State.POISONED}),
     State.FENCING: frozenset({State.RESTORING, State.RELEASING, State.POISONED}),
     State.RESTORING: frozenset({State.RUNNING, State.RELEASING, State.POISONED}),
     State.RUNNING: frozenset({State.DRAINING, State.POISONED}),
@@ -318,6 +318,7 @@ class Ownership:
     async def _fetch(self, position: int) -> None:
         """Keep the inbox filled. The position is this task's own: nothing else can move it."""
         bytes_max = min(FETCH_BYTES_MAX, self.plan.settings.batch_bytes_max)
+        rest_s = self.plan.processor.rest_s
         while True:
             while len(self._inbox) >= INBOX_CHUNKS_MAX:
                 self._room.clear()
@@ -334,6 +335,8 @@ class Ownership:
             if chunk.records:
                 self._inbox.append(chunk)
                 self._arrival.set()
+                if rest_s and chunk.size_bytes < bytes_max // 2:
+                    await asyncio.sleep(rest_s)
 
     async def _run(self) -> None:
         """One batch after the other: whatever has arrived, no waiting for company."""
@@ -457,13 +460,15 @@ class Ownership:
         self._on_failure(f"{self.name} ({where})", error)
 
     def _become(self, state: State) -> None:
-        assert state in TRANSITIONS[self.state] or state is State.POISONED, (
+        assert state in TRANSITIONS[self.state], (
             f"{self.name}: {self.state} -> {state} is not a way an ownership can go"
         )
         log.debug("%s: %s -> %s", self.name, self.state, state)
-        processor, partition = self.plan.processor.name, str(self.partition)
-        metrics.STATE.labels(processor, partition, self.state).set(0)
-        metrics.STATE.labels(processor, partition, state).set(1)
+        where = self.plan.processor.name, str(self.partition)
+        if self.state is not State.NEW:
+            metrics.STATE.remove(*where, self.state)
+        if state is not State.RELEASED:
+            metrics.STATE.labels(*where, state).set(1)
         self.state = state
 
 

@@ -135,6 +135,10 @@ class Processor:
     sinks: tuple[AnyTopic, ...] = ()
     tick: Callable[[], Any] | None = None
     """Makes the message that tells the source's partitions that time has passed; None: no ticks."""
+    rest_s: float = 0.0
+    """How long a partition rests before it looks for more records, unless it has fallen behind: for work that
+    nobody waits for, so that a busy hour makes its batches larger and not more. A record that comes after a
+    quiet moment is never held up."""
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

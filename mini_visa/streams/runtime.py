@@ -20,6 +20,7 @@ from mini_visa.streams.ownership import Ownership, Plan, State
 from mini_visa.streams.poison import Fatal, poison
 from mini_visa.streams.processor import Processor
 from mini_visa.streams.store import Identity
+from mini_visa.streams.transaction_wire import TRANSACTION_VERSION
 from mini_visa.streams.wire import TopicIdentity, Wire
 
 log = logging.getLogger(__name__)
@@ -207,6 +208,7 @@ async def make_plans(
     wire = Wire(f"{settings.environment}.{service}", client_options)
     await wire.start()
     try:
+        await _check_transactions(wire)
         names = {topic.name for processor in processors for topic in (processor.source, *processor.sinks)}
         _, found = await wire.topics(sorted(names))
         missing = sorted(names - set(found))
@@ -250,6 +252,15 @@ async def make_plans(
         return plans
     finally:
         await wire.stop()
+
+
+async def _check_transactions(wire: Wire) -> None:
+    version = (await wire.features()).get(TRANSACTION_VERSION, 0)
+    if version < 2:
+        raise Fatal(
+            f"this cluster's {TRANSACTION_VERSION} is {version}, and 2 is needed: Kafka 4.0 or newer, with "
+            f"kafka-features.sh --bootstrap-server HOST:PORT upgrade --feature {TRANSACTION_VERSION}=2"
+        )
 
 
 def _changelog(settings: Settings, service: str, processor: Processor) -> str:

@@ -24,6 +24,7 @@ from aiokafka.record.control_record import ABORT_MARKER, ControlRecord
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 
+from mini_visa.streams import transaction_wire
 from mini_visa.streams.poison import Fatal
 
 log = logging.getLogger(__name__)
@@ -197,6 +198,15 @@ class Wire:
 
     async def stop(self) -> None:
         await self._client.close()
+
+    async def features(self) -> dict[str, int]:
+        """The features that the cluster has agreed on: level by name."""
+
+        async def ask() -> dict[str, int]:
+            answer = await self._client.send(self._any_node(), transaction_wire.features())
+            return dict(answer.levels)
+
+        return await self._persist("features", ask)
 
     async def topics(self, names: Sequence[str]) -> tuple[str, dict[str, TopicIdentity]]:
         """The cluster's id, and those of the topics `names` that exist."""

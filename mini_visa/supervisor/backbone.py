@@ -7,20 +7,16 @@ import time
 from pathlib import Path
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from mini_visa.broker import Broker, BrokerError
-from mini_visa.kafka import admin, apply_topics, bootstrap_servers, broker_of, client_options
+from mini_visa.kafka import admin, apply_topics, bootstrap_servers, broker_of
 from mini_visa.settings import Settings
 
 CHECK_INTERVAL_S: Final = 0.5
 COORDINATORS_INTERVAL_S: Final = 0.05
 COORDINATORS_TIMEOUT_S: Final = 30.0
-SETTLE_INTERVAL_S: Final = 0.05
-SETTLE_TIMEOUT_S: Final = 10.0
-COORDINATORS_OWN: Final = ("__transaction_state", "__cluster_metadata")
-"""Internal topics that hold no transaction's records."""
+QUIET_S: Final = 0.1
 GROUP, TRANSACTION = 0, 1
 """Kinds of coordinators, as FindCoordinator numbers them."""
 
@@ -66,45 +62,11 @@ class Backbone:
                     await asyncio.sleep(COORDINATORS_INTERVAL_S)
 
     async def stop(self) -> None:
-        """Ends the broker if this started it; one that ran before goes on."""
+        """Ends the broker if this started it; one that ran before goes on. The services have ended: only
+        the markers of their last transactions may still be on their way."""
         if self._broker is not None and self._ours:
-            await self._settle()
-            await asyncio.to_thread(self._broker.stop)
+            await asyncio.to_thread(self._broker.stop, quiet_s=QUIET_S)
             self._ours = False
-
-    async def _settle(self) -> None:
-        """Returns when no transaction is open any more, or its time is up.
-
-        A commit is answered before its markers are in the partitions. A Kafka that shuts down while it
-        still writes them gives up its partitions first, takes those without a leader for deleted ones, and
-        drops their markers (4.4, KRaftMetadataCache.getPartitionLeaderEndpoint): the transaction hangs in
-        them for ever, and nobody can read past it. So the services stop first, and this looks that their
-        markers have arrived."""
-        consumers = [
-            AIOKafkaConsumer(**client_options(self.settings), enable_auto_commit=False, isolation_level=level)
-            for level in ("read_committed", "read_uncommitted")
-        ]
-        try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S), admin(self.settings) as client:
-                partitions = [
-                    TopicPartition(topic["topic"], partition["partition"])
-                    for topic in await client.describe_topics()
-                    if topic["topic"] not in COORDINATORS_OWN
-                    for partition in topic["partitions"]
-                ]
-                for consumer in consumers:
-                    await consumer.start()
-                    consumer.assign(partitions)  # their metadata in one request
-                    consumer.pause(*partitions)
-                while True:
-                    committed, written = [await consumer.end_offsets(partitions) for consumer in consumers]
-                    if committed == written:
-                        return
-                    await asyncio.sleep(SETTLE_INTERVAL_S)
-        except (KafkaError, BrokerError, OSError):  # a TimeoutError is an OSError
-            pass  # it does not answer, or somebody else's transaction is open: no use in waiting longer
-        finally:
-            await asyncio.gather(*(consumer.stop() for consumer in consumers), return_exceptions=True)
 
     @property
     def pid(self) -> int | None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import sys
 from pathlib import Path
+from typing import Final
 
+from mini_visa.broker.embedded import PORTS
 from mini_visa.errors import UserError
 
-LISTEN = "0A"
+LISTEN: Final = "0A"
+TRIES: Final = 200
+NAMED: Final = "mv-"
+"""How the nursery names a service's process."""
 
 
 class PortTaken(UserError):
@@ -17,10 +23,12 @@ class PortTaken(UserError):
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, and that no outgoing connection takes before it is listened on."""
+    for _ in range(TRIES):
+        port = random.choice(PORTS)  # noqa: S311 - no secret
+        if is_free(host, port):
+            return port
+    raise PortTaken(f"no free port of {host} between {PORTS.start} and {PORTS.stop} was found")
 
 
 def is_free(host: str, port: int) -> bool:
@@ -63,6 +71,8 @@ def holder_of(port: int) -> str:
         with contextlib.suppress(OSError):
             for descriptor in (process / "fd").iterdir():
                 if str(descriptor.readlink()) in inodes:
+                    if (name := (process / "comm").read_text().strip()).startswith(NAMED):
+                        return f"process {process.name} (the {name.removeprefix(NAMED)} of another mini-visa)"
                     command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     return f"process {process.name} ({command.strip()[:80]})"
     return ""

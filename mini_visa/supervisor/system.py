@@ -22,7 +22,7 @@ from mini_visa.settings import Settings, environment_of
 from mini_visa.supervisor import logs
 from mini_visa.supervisor.backbone import Backbone
 from mini_visa.supervisor.lock import HomeLock, Running
-from mini_visa.supervisor.ports import free_port, is_free, require_free
+from mini_visa.supervisor.ports import free_port, require_free
 from mini_visa.supervisor.warm import Child, NurseryLost, WarmNursery
 
 START_TIMEOUT_S: Final = 120.0
@@ -127,9 +127,10 @@ class System:
         environment: Callable[[Service], dict[str, str]] = lambda _: {},
     ) -> None:
         port = settings.gateway_port or free_port(settings.gateway_host)
-        house = settings.clearing_house_port
-        if not house or not is_free(settings.clearing_house_host, house):
-            house = free_port(settings.clearing_house_host)
+        # Only the connector needs to know it, so two systems beside each other need not agree on it.
+        chosen = "clearing_house_port" in settings.model_fields_set
+        house = settings.clearing_house_port if chosen else 0
+        house = house or free_port(settings.clearing_house_host)
         self.settings = settings.model_copy(update={"gateway_port": port, "clearing_house_port": house})
         self.gateway_url = f"http://{settings.gateway_host}:{port}"
         own_ports = {GATEWAY: port, CLEARING_HOUSE: house}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import failover, gateway, parts, peers, restore, services, smoke
+from tests.bench import failover, gateway, parts, peers, pipeline, restore, services, smoke
 from tests.bench.report import (
     Result,
     console,
@@ -26,7 +26,7 @@ from tests.bench.report import (
 )
 
 PEERS = "mini-visa kstreams-eos faust-alo"
-ALL = ("w1", "authorization", "authorization-hot", "risk", "http", "restore", "failover")
+ALL = ("w1", "authorization", "authorization-hot", "risk", "http", "pipeline", "restore", "failover")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +58,10 @@ def parser() -> argparse.ArgumentParser:
     web.add_argument("--rate", type=int, action="append", help="requests/s; several times for several (500)")
     web.add_argument("--seconds", type=float, default=20.0, help="at each rate (default 20)")
     web.add_argument("--reps", type=int, default=3)
+
+    whole = commands.add_parser("pipeline", help="payments from request to cleared, posted and told in SQL")
+    whole.add_argument("--payments", type=int, default=20_000, help="of a run (default 20000)")
+    whole.add_argument("--reps", type=int, default=2)
 
     back = commands.add_parser("restore", help="tables from the changelog, with an empty disk")
     back.add_argument("--records", type=int, default=200_000, help="authorizations before it (200000)")
@@ -116,6 +120,10 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
             seconds=option("seconds", 20.0),
             reps=reps,
             command=command,
+        )
+    if name == "pipeline":
+        return lambda: pipeline.measure(
+            payments=option("payments", 20_000), reps=min(reps, 2), command=command
         )
     if name == "restore":
         return lambda: restore.measure(records=option("records", 200_000), reps=reps, command=command)

@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import psutil  # type: ignore[import-untyped]
 
 from mini_visa.supervisor.lock import running
 from tests.bench.ground import Ground
@@ -63,6 +67,7 @@ async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: s
     result = Result("http", command)
     fixed: dict[int, list[Load]] = {rate: [] for rate in rates}
     saturated: list[Load] = []
+    costs: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
     async with Ground(pinned=False) as ground:
         await ground.apply_topics()
         program = str(Path(sys.executable).with_name("mini-visa"))
@@ -89,18 +94,25 @@ async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: s
             await open_loop(
                 host, port, payment_requests(name, ACCOUNTS, "warm"), rate=rates[0], seconds=WARM_S
             )
+            found = running(home)
+            assert found is not None
+            meter = Meter({**found.pids, "broker": ground.broker_pid, "load generator": os.getpid()})
             for turn in range(reps):
                 for rate in rates:
                     requests = payment_requests(name, ACCOUNTS, f"at{rate}-{turn}")
+                    meter.begin()
                     load = await open_loop(host, port, requests, rate=rate, seconds=seconds)
                     fixed[rate].append(load)
-                    _tell(f"{rate}/s {turn + 1}/{reps}", load)
+                    costs[f"{rate}/s"].append(meter.us_each(load.answered))
+                    _tell(f"{rate}/s {turn + 1}/{reps}", load, costs[f"{rate}/s"][-1])
                 requests = payment_requests(name, ACCOUNTS, f"full-{turn}")
+                meter.begin()
                 load = await closed_loop(
                     host, port, requests, connections=CONNECTIONS, seconds=min(seconds, 10.0)
                 )
                 saturated.append(load)
-                _tell(f"{CONNECTIONS} connections {turn + 1}/{reps}", load)
+                costs["saturated"].append(meter.us_each(load.answered))
+                _tell(f"{CONNECTIONS} connections {turn + 1}/{reps}", load, costs["saturated"][-1])
             rss = system.rss_peak_mib
     for rate, loads in fixed.items():
         prefix = "http" if rate == RATE_PER_S else f"http.{rate}"
@@ -119,6 +131,11 @@ async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: s
     result.series[f"saturated, {CONNECTIONS} connections"] = [
         (p, saturated[-1].percentile_ms(p)) for p in PERCENTILES
     ]
+    for at, runs in costs.items():
+        result.figures += [
+            Figure(f"http.cpu.{at}.{process}", "CPU us a request", tuple(run[process] for run in runs))
+            for process in runs[0]
+        ]
     loads = [*itertools.chain.from_iterable(fixed.values()), *saturated]
     result.runs = [
         {
@@ -161,7 +178,35 @@ async def _ready(host: str, port: int, system: Watched) -> None:
         await asyncio.sleep(0.1)
 
 
-def _tell(what: str, load: Load) -> None:
+class Meter:
+    """CPU time of some processes, each in relation to what was done meanwhile."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
+        self._begun: dict[str, float] = {}
+
+    def _cpu_s(self) -> dict[str, float]:
+        found = {}
+        for name, process in self._processes.items():
+            times = process.cpu_times()
+            found[name] = times.user + times.system
+        return found
+
+    def begin(self) -> None:
+        self._begun = self._cpu_s()
+
+    def us_each(self, count: int) -> dict[str, float]:
+        """Since `begin`, by process and in all."""
+        used = {name: cpu_s - self._begun[name] for name, cpu_s in self._cpu_s().items()}
+        return {
+            name: cpu_s / max(1, count) * 1e6 for name, cpu_s in {**used, "all": sum(used.values())}.items()
+        }
+
+
+def _tell(what: str, load: Load, cpu: Mapping[str, float]) -> None:
+    console.print(
+        f"  CPU us a request: {', '.join(f'{name} {us:.0f}' for name, us in cpu.items())}", style="dim"
+    )
     console.print(
         f"  http {what}: {number(load.per_s)}/s, p50 {load.percentile_ms(50):.1f} ms, "
         f"p99 {load.percentile_ms(99):.1f} ms, max {load.percentile_ms(100):.0f} ms, "

@@ -54,6 +54,12 @@ class Ground:
         assert address is not None, "the broker does not run"
         return address
 
+    @property
+    def broker_pid(self) -> int:
+        pid = self._broker.health().pid
+        assert pid is not None, "the broker does not run"
+        return pid
+
     async def apply_topics(self, appended: Iterable[AnyTopic] = ()) -> None:
         """Make every topic of the project; the broker stamps the records of `appended` as they are
         appended, so that first to last append can be read off them."""

@@ -19,10 +19,11 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
 from mini_visa.settings import Settings
-from mini_visa.streams.app import collect_garbage_seldom
+from mini_visa.streams.app import collect_garbage_seldom, keep_freed_memory
 from mini_visa.streams.commit import Transactions
 from mini_visa.streams.processor import BatchResult, Execution, Processor
 from mini_visa.streams.store import PROGRESS_VERSION, Applied, Identity, Progress, RocksStore, encode_progress
+from mini_visa.streams.transaction_wire import Producer
 from mini_visa.streams.wire import unpack
 from tests.bench.report import Figure, Result
 from tests.bench.services import EVENT_TIME_BACK_MS, STEP_MS
@@ -34,6 +35,7 @@ from tests.bench.workload import Workload
 BATCH = 4_000
 PARTITIONS = 4
 STEPS = ("consume", "decode", "handle", "rows", "pack", "store")
+_PRODUCER = Producer(1, 0)
 _IDENTITY = Identity("parts", b"\x00" * 16, b"\x00" * 16)
 
 
@@ -100,7 +102,7 @@ class Pass:
             TopicPartition(processor.source.name, 0),
             TopicPartition("changelog", 0),
             10.0,
-            {"bootstrap_servers": "127.0.0.1:1"},
+            {},
         )
         self.ns = dict.fromkeys(STEPS, 0)
         self.results: list[BatchResult] = []
@@ -122,10 +124,10 @@ class Pass:
         progress = encode_progress(
             Progress(PROGRESS_VERSION, result.next_offset, result.partition_time, _IDENTITY)
         )
-        packs = self._transactions._pack(result.outputs, result.changes, progress)
-        for pack in packs:
-            for batch in pack.batches:
-                batch._build()
+        for pack in self._transactions.pack(result.outputs, result.changes, progress):
+            for _ in list(pack.builders):
+                pack.next_batch(_PRODUCER)
+                pack.acknowledged()
         packed = clock()
         self._store.write(result.changes, progress, Applied(result.next_offset, 0, _IDENTITY))
         self._execution.committed()
@@ -153,6 +155,7 @@ async def measure(name: str, *, records: int, reps: int, command: str) -> Result
     processor, setup, make = _w1() if name == "w1" else _service(name)
     entries = list(make(records))
     collect_garbage_seldom()
+    keep_freed_memory()
     passes: list[Pass] = []
     last: list[BatchResult] = []
     for _ in range(reps):

@@ -95,11 +95,17 @@ class Workload:
             yield self.reverse(0, f"history-{i}")
 
     def authorizations(
-        self, count: int, *, step_ms: int, hot_share: float = 0.0, assessed: bool = True
+        self,
+        count: int,
+        *,
+        step_ms: int,
+        hot_share: float = 0.0,
+        assessed: bool = True,
+        capture: bool = False,
     ) -> Iterator[Entry]:
         """`count` authorizations, one each `step_ms` of event time, uniform over the accounts but for
         `hot_share` of them on account 0. With `assessed` as risk passes them on (account.commands),
-        without as the gateway sends them (card.requests).
+        without as the gateway sends them (card.requests). With `capture` each is captured at once.
 
         On the hot account every other one is reversed by the next, so that its open holds stay as many.
         """
@@ -117,7 +123,11 @@ class Workload:
             else:
                 number = draw.randrange(1, size) if hot_share else draw.randrange(size)
                 yield self._authorize(
-                    number, request_id=self._next_request_id(), step_ms=step_ms, assessed=assessed
+                    number,
+                    request_id=self._next_request_id(),
+                    step_ms=step_ms,
+                    assessed=assessed,
+                    capture=capture,
                 )
 
     def reverse(self, number: int, original: str) -> Entry:
@@ -135,7 +145,9 @@ class Workload:
     def _next_request_id(self) -> str:
         return f"{self.series}-{self._requests:09d}"
 
-    def _authorize(self, number: int, *, request_id: str, step_ms: int, assessed: bool = True) -> Entry:
+    def _authorize(
+        self, number: int, *, request_id: str, step_ms: int, assessed: bool = True, capture: bool = False
+    ) -> Entry:
         draw = self._draw
         self.now += step_ms
         command = Authorize(
@@ -149,6 +161,7 @@ class Workload:
             currency_given=True,
             card=self._cards[number],
             merchant=self._merchants[draw.randrange(len(self._merchants))],
+            capture=capture,
             verdict=VERDICT if assessed else None,
         )
         self._requests += 1

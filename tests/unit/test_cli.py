@@ -146,6 +146,15 @@ class TestErrors:
             assert ran.err.count("\n") == 1
             assert ran.out == ""
 
+    @pytest.mark.parametrize("home", ["/proc/nope", "/dev/null/x"])
+    @pytest.mark.parametrize("command", ["broker start", "up", "demo --once", "gateway"])
+    def test_a_home_that_cannot_be_used_is_one_line_with_the_setting(self, run, home, command):
+        ran = run(*command.split(), MINI_VISA_HOME=home)
+        assert ran.code == 1
+        last = ran.err.splitlines()[-1]
+        assert last.startswith(f"mini-visa: {home}") and "MINI_VISA_HOME" in last
+        assert "Traceback" not in ran.err
+
     def test_a_malformed_broker_address_is_one_line(self, run):
         for address in ("localhost:9092", "kafka://", "kafka://host", "kafka://host:0", "http://host:1"):
             ran = run("topics", "list", MINI_VISA_BROKER=address)

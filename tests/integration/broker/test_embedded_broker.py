@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -18,7 +20,9 @@ from aiokafka.errors import InvalidTimestampError
 
 from mini_visa.broker import BrokerError, EmbeddedBroker, embedded, jars
 from mini_visa.broker.process import Identity
+from mini_visa.broker.wire import at_rest
 from mini_visa.kafka import TopicPlan, apply_topics
+from mini_visa.transactions import hanging
 
 pytestmark = pytest.mark.broker
 
@@ -54,16 +58,17 @@ async def _produce(address: str, topic: str, values: list[bytes], **options: obj
         await producer.stop()
 
 
-async def _values(address: str, topic: str) -> list[bytes]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=address, auto_offset_reset="earliest")
+async def _values(address: str, topic: str, **options: Any) -> list[bytes]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=address, auto_offset_reset="earliest", **options)
     await consumer.start()
     try:
         partition = TopicPartition(topic, 0)
         consumer.assign([partition])
         end = (await consumer.end_offsets([partition]))[partition]
         values: list[bytes] = []
-        while len(values) < end:
-            values.append((await consumer.getone()).value)
+        while await consumer.position(partition) < end:
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                values += [record.value for record in records]
         return values
     finally:
         await consumer.stop()
@@ -111,6 +116,64 @@ class TestRunning:
         await _produce(fresh_broker.address, "timely", [b"now"], timestamp_ms=now_ms)
         with pytest.raises(InvalidTimestampError):
             await _produce(fresh_broker.address, "timely", [b"later"], timestamp_ms=now_ms + 300_000)
+
+
+class TestStopping:
+    """In order when it is at rest; as a crash in the middle of transactions, whose markers it would lose."""
+
+    async def test_it_is_at_rest_when_no_transaction_was_open_for_a_while(self, fresh_broker, settings_for):
+        await apply_topics(settings_for(fresh_broker.address), [TopicPlan("facts", 1, 1, {})])
+        host, port = fresh_broker.address.split(":")
+
+        async def rests(quiet_s: float, timeout_s: float) -> bool:
+            return await asyncio.to_thread(at_rest, host, int(port), quiet_s, timeout_s)
+
+        assert await rests(0.1, 5.0)
+        producer = AIOKafkaProducer(bootstrap_servers=fresh_broker.address, transactional_id="t")
+        await producer.start()
+        try:
+            async with producer.transaction():
+                await producer.send_and_wait("facts", b"1", partition=0)
+                assert not await rests(0.1, 0.5)
+            assert await rests(0.1, 5.0), "also when it was committed a moment ago"
+            busy = asyncio.create_task(_commit_for_ever(producer))
+            assert not await rests(0.5, 1.0)
+            busy.cancel()
+            await asyncio.gather(busy, return_exceptions=True)
+        finally:
+            await producer.stop()
+        fresh_broker.kill()
+        assert not at_rest(host, int(port), 0.0, 1.0), "one that does not answer tells nothing"
+
+    @pytest.mark.parametrize("busy", [False, True], ids=["at rest", "busy"])
+    async def test_a_stop_is_in_order_only_at_rest(self, fresh_broker, settings_for, busy):
+        settings = settings_for(fresh_broker.address)
+        await apply_topics(settings, [TopicPlan("facts", 1, 1, {})])
+        producer = AIOKafkaProducer(bootstrap_servers=fresh_broker.address, transactional_id="t")
+        await producer.start()
+        async with producer.transaction():
+            await producer.send_and_wait("facts", b"committed", partition=0)
+        if busy:
+            await producer.begin_transaction()
+            await producer.send_and_wait("facts", b"not committed", partition=0)
+        await producer.stop()  # what it has begun stays open
+        assert await asyncio.to_thread(fresh_broker.stop, quiet_s=0.1)
+        assert (fresh_broker.home / "data" / ".kafka_cleanshutdown").exists() is not busy
+        await asyncio.to_thread(fresh_broker.start)
+        successor = AIOKafkaProducer(bootstrap_servers=fresh_broker.address, transactional_id="t")
+        await successor.start()  # ends what its predecessor had begun
+        await successor.stop()
+        host, port = fresh_broker.address.split(":")
+        assert await asyncio.to_thread(at_rest, host, int(port), 0.1, 30.0)
+        assert await hanging(settings, after_s=-60.0) == []
+        values = await _values(fresh_broker.address, "facts", isolation_level="read_committed")
+        assert values == [b"committed"]
+
+
+async def _commit_for_ever(producer: AIOKafkaProducer) -> None:
+    while True:
+        async with producer.transaction():
+            await producer.send_and_wait("facts", b"again", partition=0)
 
 
 class TestProcesses:

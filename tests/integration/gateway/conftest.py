@@ -51,7 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, jars_cache: Path) -> Itera
     assert given is not None
     yield given
     if started is not None:
-        started.stop()
+        started.kill()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ SESSION_S = 6
 OPTIONS = {"session_timeout_s": SESSION_S, "batch_records_max": 500, "transaction_timeout_s": 6}
 
 
+PAUSE_S = 0.5
+NOBODY = "nobody there"
+"""The cause of a silence in which for a while no worker was."""
+
+
 class Check:
     """One partition's items, outputs and changelog, compared as they come."""
 
@@ -67,6 +73,9 @@ class Check:
         self.counts: Counter[str] = Counter()
         self.silences: list[tuple[float, float]] = []
         """From the last commit of one owner to the first of the next: (beginning, seconds)."""
+        self.pauses: list[float] = []
+        """Between two commits of one owner, where it is long for the load: rebalances that it stayed through,
+        freezes, delays."""
         self._last: list[Commit] = []
 
     async def follow(self) -> None:
@@ -87,6 +96,11 @@ class Check:
         new, self._changelog.commits = self._changelog.commits, []
         self.counts["batches"] += len(new)
         self.silences += silences([*self._last, *new])
+        self.pauses += [
+            after.time_s - before.time_s
+            for before, after in pairwise([*self._last, *new])
+            if before.epoch == after.epoch and after.time_s - before.time_s > PAUSE_S
+        ]
         self._last = new[-1:] or self._last
 
     async def finish(self) -> None:
@@ -128,6 +142,8 @@ class Soak:
         self.did: Counter[str] = Counter()
         self.events: list[tuple[float, str]] = []
         """When what was done, by the clock."""
+        self.there: list[tuple[float, int]] = []
+        """How many workers there were from when on."""
         self.written = 0
         self.enough = asyncio.Event()
         self.checks = [Check(laboratory, partition) for partition in range(laboratory.partitions)]
@@ -179,15 +195,20 @@ class Soak:
         self.running[instance] = self.laboratory.worker(
             instance=instance, home=instance, fault=fault, **OPTIONS
         )
+        self.count()
 
     def note(self, what: str) -> None:
         self.did[what] += 1
         self.events.append((time.time(), what))
 
+    def count(self, frozen: int = 0) -> None:
+        self.there.append((time.time(), len(self.running) - frozen))
+
     def _ended(self, instance: str, worker: Worker) -> None:
         code = worker.process.returncode
         assert code in ENDS, f"{instance} ended with {code}:\n{worker.log}"
         self.did[f"exit {code}"] += 1
+        self.count()
 
     def notice_deaths(self) -> None:
         for instance, worker in list(self.running.items()):
@@ -212,10 +233,13 @@ class Soak:
             if what in ("freeze", "doze"):
                 worker = self.running[instance]
                 worker.freeze()
+                self.count(frozen=1)
                 await asyncio.sleep(SESSION_S + 3 if what == "freeze" else 1)
                 worker.thaw()
+                self.count()
                 continue
             worker = self.running.pop(instance)
+            self.count()
             await (worker.stop() if what == "stop" else worker.kill())
             self._ended(instance, worker)
             if what == "kill and restart":
@@ -278,8 +302,10 @@ class Soak:
     def report(self, seconds: float) -> dict[str, Any]:
         counts: Counter[str] = Counter()
         silences: dict[str, list[float]] = defaultdict(list)
+        pauses: list[float] = []
         for check in self.checks:
             counts.update(check.counts)
+            pauses += check.pauses
             for began, silent in check.silences:
                 silences["all"].append(silent)
                 silences[self._cause(began, began + silent)].append(silent)
@@ -296,14 +322,18 @@ class Soak:
             "did": dict(sorted(did.items())),
             "rebalances": len(moved),
             "partitions_moved_per_rebalance": summary(moved),
+            "pauses_of_who_stayed_s": summary(pauses),
             "silence_s": {cause: summary(each) for cause, each in sorted(silences.items())},
         }
 
     def _cause(self, began: float, ended: float) -> str:
-        """What was done last before or in this silence."""
-        before = [what for when, what in self.events if when <= ended and what != "disk lost"]
+        """What was done in this silence, or last before it."""
+        before = [there for when, there in self.there if when <= began][-1:]
+        if 0 in (*before, *(there for when, there in self.there if began < when < ended)):
+            return NOBODY
+        earlier = [what for when, what in self.events if when <= ended and what != "disk lost"]
         inside = [what for when, what in self.events if began - 1 <= when <= ended and what != "disk lost"]
-        return inside[0] if inside else f"after {before[-1]}" if before else "start"
+        return inside[0] if inside else f"after {earlier[-1]}" if earlier else "start"
 
 
 def item(number: int) -> bytes:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from laboratory import WAIT_S, Laboratory, Worker
-from watch import Commit, commits, moves, silences, summary
+from watch import Commit, Tail, commits, moves, pauses, silences, summary
 
+from mini_visa.streams.ownership import FETCH_WAIT_MS
 from mini_visa.streams.poison import EXIT_POISONED
 
 pytestmark = pytest.mark.broker
@@ -75,11 +77,14 @@ async def test_one_worker_two_three_and_one_again_move_no_partition_that_need_no
     moved = [count for count in moves(laboratory.workers) if count]
     assert sum(moved[:2]) == 2 + 1, moved
     assert sum(moved[2:]) == 3, "back to the first, at once or one worker's after the other's"
-    silent = [seconds for each in (await all_commits(laboratory)).values() for _, seconds in silences(each)]
+    batches = await all_commits(laboratory)
+    silent = [seconds for each in batches.values() for _, seconds in silences(each)]
+    paused = [seconds for each in batches.values() for seconds in pauses(each)]
     assert len(silent) == 3 + 3, "an ownership for each move and no more"
     record_property("partitions_moved", moved)
     record_property("silence_s", summary(silent))
-    print(f"partitions moved {moved}; silent for {summary(silent)}")
+    record_property("pause_s", summary(paused))
+    print(f"partitions moved {moved}; silent for {summary(silent)}; pauses otherwise {summary(paused)}")
 
 
 async def test_a_partition_with_nearly_all_the_load_does_not_hold_up_the_others(
@@ -149,3 +154,21 @@ async def test_the_partitions_of_a_worker_that_never_answers_move_and_it_does_no
     assert max(lengths) > SESSION_S / 2, "until its session was over, and no earlier"
     record_property("silence_s", summary(lengths))
     print(f"silent for {summary(lengths)}")
+
+
+async def test_a_lone_record_does_not_wait_for_company(laboratory: Laboratory) -> None:
+    """At low load a batch is one record, at once: each is answered before the next one is written."""
+    await laboratory.create_topics(partitions=1)
+    worker = laboratory.worker()
+    await worker.says(": acquired in ")
+    answers = Tail(laboratory, laboratory.seen, 0)
+    took = []
+    for number in range(15):
+        began = time.monotonic()
+        await laboratory.put([number])
+        while not await answers.more():
+            assert time.monotonic() - began < WAIT_S, worker.log
+        took.append(time.monotonic() - began)
+    assert len(await commits(laboratory, 0)) == 15
+    assert statistics.median(took) < FETCH_WAIT_MS / 1000 / 2, summary(took)
+    print(f"answered in {summary(took)} s")

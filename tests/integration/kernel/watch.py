@@ -94,6 +94,18 @@ def silences(commits: Iterable[Commit]) -> list[tuple[float, float]]:
     return found
 
 
+def pauses(commits: Iterable[Commit]) -> list[float]:
+    """The longest time between two commits of each ownership, seconds: under a steady load, a rebalance in
+    which the partition stayed where it was."""
+    longest: dict[tuple[int, int], float] = {}
+    last: Commit | None = None
+    for commit in commits:
+        if last is not None and commit.epoch == last.epoch:
+            longest[commit.epoch] = max(longest.get(commit.epoch, 0.0), commit.time_s - last.time_s)
+        last = commit
+    return list(longest.values())
+
+
 def moves(workers: Iterable[Worker]) -> list[int]:
     """Of each generation of the group: how many partitions have another owner than before."""
     said: dict[int, dict[int, str]] = defaultdict(dict)

@@ -3,11 +3,25 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agents.authorization import EXPIRED_PER_TICK_MAX, authorization
 from mini_visa import topics
 from mini_visa.domain.answers import Answer
-from mini_visa.domain.commands import Authorize, CapturePayment, Command, OpenAccount, PaymentOutcome, Tick
+from mini_visa.domain.commands import (
+    Authorize,
+    CapturePayment,
+    Command,
+    Increment,
+    OpenAccount,
+    OpenChargeback,
+    PaymentOutcome,
+    RecordClearing,
+    RefundPayment,
+    RepresentChargeback,
+    ReversePayment,
+    Tick,
+)
 from mini_visa.domain.events import HoldExpired, PaymentAuthorized, TimePassed
 from mini_visa.domain.payment import Card
 from mini_visa.domain.testing import NOON
@@ -178,3 +192,35 @@ def test_the_same_log_gives_the_same_bytes() -> None:
         return driver.outputs, driver.store.rows
 
     assert live() == live()
+
+
+def test_a_retry_is_told_the_payment_as_it_was_whatever_became_of_it_since() -> None:
+    """A stored request keeps only what may change of its payment; the rest is in the payment's row."""
+    driver = a_service()
+    metadata = {"order": "7"}
+    send(driver, an_authorization(attempt="a", reply_partition=0, capture=False, metadata=metadata))
+    payment_id = driver.sent(topics.GATEWAY_REPLIES)[0].outcome.payment.payment_id
+    about: dict[str, Any] = {"account": ACCOUNT, "payment_id": payment_id, "reply_partition": 0}
+    commands: list[Command] = [
+        an_authorization(attempt="a", reply_partition=0, capture=False, metadata=metadata),
+        Increment(**about, request_id="r2", attempt="a", amount=500, exponent=2),
+        CapturePayment(**about, request_id="r3", attempt="a", amount=700, exponent=2, final=False),
+        RefundPayment(**about, request_id="r4", attempt="a", amount=100, exponent=2),
+        RecordClearing(**about, request_id="r5", attempt="a", n=1, accepted=True),
+        OpenChargeback(**about, request_id="r6", attempt="a", reason_code="10.4", amount=50, exponent=2),
+        RepresentChargeback(**about, request_id="r7", attempt="a", n=1),
+        ReversePayment(**about, request_id="r8", attempt="a", amount=300, exponent=2),
+        CapturePayment(**about, request_id="r9", attempt="a", final=True),
+        ReversePayment(**about, request_id="r10", attempt="a"),
+    ]
+    for command in commands[1:]:
+        send(driver, command)
+    first = driver.sent(topics.GATEWAY_REPLIES)
+    assert [answer.outcome.status for answer in first] == [200] * 9 + [409]
+    assert all(answer.outcome.payment.metadata == metadata for answer in first)
+    driver.outputs.clear()
+    for command in commands:
+        send(driver, replace(command, attempt="b"))
+    again = driver.sent(topics.GATEWAY_REPLIES)
+    assert [answer.outcome for answer in again] == [answer.outcome for answer in first]
+    assert all(answer.replayed for answer in again)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mini_visa.streams.table import UnknownRowVersion
-from tables.accounts import TABLES
+from tables.accounts import TABLES, AccountRecords, RequestRow
 
 KEPT: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "rows_v1.json").read_text())
 
@@ -21,8 +21,10 @@ def test_a_row_of_every_table_is_kept() -> None:
 def test_a_row_of_the_first_version_still_means_the_same(table: Any) -> None:
     kept = KEPT[table.name]
     row = table.decode(bytes.fromhex(kept["row"]))
-    assert json.loads(msgspec.json.encode(row)) == kept["means"]
     assert table.decode(table.encode(row)) == row
+    if isinstance(row, RequestRow):
+        row = AccountRecords({})._stored(row)
+    assert json.loads(msgspec.json.encode(row)) == kept["means"]
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import os
 import random
+import socket
 import time
+import uuid
 from typing import Any
 
 import msgspec
@@ -58,6 +60,13 @@ def _count(item: Item, context: Context) -> None:
             context.emit(SEEN, Item(random.randrange(10)))
         case "urandom":
             context.emit(SEEN, Item(os.urandom(1)[0]))
+        case "uuid1":
+            context.emit(SEEN, Item(uuid.uuid1().int % 1_000))
+        case "uuid4":
+            context.emit(SEEN, Item(uuid.uuid4().int % 1_000))
+        case "socket":
+            with socket.socket() as connection:
+                connection.connect(("127.0.0.1", 9))
         case "file":
             with open(__file__) as file:  # noqa: PTH123
                 file.readline()

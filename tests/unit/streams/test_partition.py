@@ -1,7 +1,8 @@
-"""How large a batch is: what has arrived, within bounds of records, of bytes and of the handler's time."""
+"""One partition without a broker: how large its batches are, and which ways it can go."""
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import pytest
 from counting import ITEMS, Item, count
 
 from mini_visa.settings import Settings
-from mini_visa.streams.ownership import HANDLER_S_MAX, Ownership, Plan
+from mini_visa.streams import metrics
+from mini_visa.streams.ownership import HANDLER_S_MAX, Ownership, Plan, State
 from mini_visa.streams.processor import BatchResult, Record
 from mini_visa.streams.store import Identity
 from mini_visa.streams.wire import Chunk
+
+PARTITION = 7_777
+"""Of no other test in this process: metrics are the process's."""
 
 
 def owner(tmp_path: Path, **settings: Any) -> Ownership:
@@ -29,7 +34,7 @@ def owner(tmp_path: Path, **settings: Any) -> Ownership:
         settings=Settings(home=tmp_path, **settings),
         client_options={"bootstrap_servers": "nowhere:1"},
     )
-    return Ownership(plan, 0, lambda where, error: pytest.fail(f"{where}: {error!r}"))
+    return Ownership(plan, PARTITION, lambda where, error: pytest.fail(f"{where}: {error!r}"))
 
 
 def chunk(first: int, records: int, record_bytes: int = 100) -> Chunk:
@@ -93,3 +98,29 @@ async def test_a_batch_is_bounded_in_the_time_that_the_handler_needs(
     slow._inbox.append(chunk(0, 1_000))
     right = HANDLER_S_MAX / record_s
     assert 0.5 * right <= sizes(slow)[0] <= 1.2 * right
+
+
+async def test_a_way_that_the_table_does_not_have_is_refused_and_each_step_is_logged_and_exported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = owner(tmp_path)
+
+    def shown() -> set[str]:
+        return {
+            sample.labels["state"]
+            for metric in metrics.STATE.collect()
+            for sample in metric.samples
+            if sample.value == 1 and sample.labels["partition"] == str(PARTITION)
+        }
+
+    with caplog.at_level(logging.DEBUG):
+        one._become(State.FENCING)
+        assert shown() == {"fencing"}
+        with pytest.raises(AssertionError, match="fencing -> running is not a way"):
+            one._become(State.RUNNING)
+        one._become(State.RESTORING)
+    assert shown() == {"restoring"} and one.state is State.RESTORING
+    one._become(State.RELEASING)
+    one._become(State.RELEASED)
+    assert shown() == set(), "it is this worker's no more"
+    assert f"e.s.count/{PARTITION}: fencing -> restoring" in caplog.text
