@@ -26,16 +26,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--history", type=Path, help="JSON lines of a client")
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="write a recording before the audit")
     parser.add_argument("--running", action="store_true", help="services are at work: lag is no fault")
+    parser.add_argument("--other-fees", action="store_true", help="the fee schedule is not the default one")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
         if given.recording is not None:
-            return run(Recording(given.recording), given.running, given.json, None)
+            return run(
+                Recording(given.recording),
+                running=given.running,
+                as_json=given.json,
+                usual_fees=not given.other_fees,
+            )
         options = {"bootstrap_servers": given.broker.removeprefix("kafka://").split(",")}
         cluster = Cluster(options, given.environment, given.database, given.history)
         try:
             cluster.open()
-            return run(cluster, given.running, given.json, given.record)
+            return run(
+                cluster,
+                running=given.running,
+                as_json=given.json,
+                recorded=given.record,
+                usual_fees=not given.other_fees,
+            )
         finally:
             cluster.close()
     except Unreadable as error:
@@ -43,7 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def run(evidence: Cluster | Recording, running: bool, as_json: bool, recorded: Path | None) -> int:
+def run(
+    evidence: Cluster | Recording,
+    *,
+    running: bool,
+    as_json: bool,
+    recorded: Path | None = None,
+    usual_fees: bool = True,
+) -> int:
     """Audit and print. Returns the exit code."""
     if recorded is not None:
         record(evidence, recorded)
@@ -53,7 +72,7 @@ def run(evidence: Cluster | Recording, running: bool, as_json: bool, recorded: P
         if sys.stderr.isatty()
         else None
     )
-    findings = Audit(evidence, running=running, told=told).run()
+    findings = Audit(evidence, running=running, usual_fees=usual_fees, told=told).run()
     if told is not None:
         told("")
     print(json.dumps(findings.document()) if as_json else findings.text())

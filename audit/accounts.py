@@ -86,6 +86,10 @@ class Payment:
     currency: str = ""
     parts: dict[int, list[Any]] = field(default_factory=dict)
     """Captures: number -> [amount, state]"""
+    fees: tuple[int, int] = (0, 0)
+    """Interchange and scheme fee of what has cleared."""
+    returned: tuple[int, int] = (0, 0)
+    """Of those, what went back to the merchant with refunds."""
     shown: int = 0
     """Hash of the payment as its last event shows it."""
 
@@ -122,8 +126,10 @@ def name_of(event: Event) -> str:
 class Book:
     """The accounts and payments of one partition of payment.events."""
 
-    def __init__(self, findings: Findings) -> None:
+    def __init__(self, findings: Findings, usual_fees: bool) -> None:
+        """`usual_fees`: 1.50 % and 10 for interchange, 0.13 % for the scheme; False: any."""
         self.findings = findings
+        self.usual_fees = usual_fees
         self.accounts: dict[str, Account] = {}
         self.payments: dict[str, Payment] = {}
 
@@ -198,11 +204,29 @@ class Book:
             for ours, theirs in SUMS.items():
                 setattr(payment, ours, actual[theirs])
 
+    def _fees_returned(self, event: Event, payment: Payment, posts: int, where: str) -> tuple[int, int]:
+        """Fees that go back with refunds: none, or in proportion to what is refunded of what has cleared."""
+        found = event.get("interchange_returned", 0), event.get("scheme_fee_returned", 0)
+        if found == (0, 0):
+            return found
+        due = [fee * payment.refunded // max(1, payment.cleared) for fee in payment.fees]
+        expected = tuple(max(0, a - b) for a, b in zip(due, payment.returned, strict=True))
+        self.findings["decisions"].expect(
+            found == expected and posts > 0, f"{where}: fees of {found} returned, reckoned {expected}"
+        )
+        payment.returned = payment.returned[0] + found[0], payment.returned[1] + found[1]
+        return found
+
     # -- the account itself
 
     def _account_opened(self, event: Event, account: Account, payment: None, where: str) -> Postings:
+        """One that comes from another system may owe something already."""
         account.currency, account.limit = event["account"]["currency"], event["account"]["limit"]
-        return {}
+        account.posted = posted = event["account"].get("posted", 0)
+        return {
+            f"receivable:cardholder:{event['account']['account_id']}": posted,
+            "opening:balances": -posted,
+        }
 
     def _account_changed(self, event: Event, account: Account, payment: None, where: str) -> Postings:
         account.limit = event["account"]["limit"]
@@ -317,17 +341,21 @@ class Book:
     def _capture_cleared(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
         amount, refunds = event["amount"], event.get("refund_posted", 0)
         interchange, scheme = event["interchange"], event["scheme_fee"]
+        usual = share(amount, 150) + 10, share(amount, 13)
         part = payment.parts.get(event["n"], [0, "unknown"])
         payment.cleared += amount
         posts = payment.post_reserved()
         self.findings["decisions"].expect(
             part == [amount, "submitted"] and refunds == posts
-            and (interchange, scheme) == (share(amount, 150) + 10, share(amount, 13)),
+            and (not self.usual_fees or usual == (interchange, scheme)),
             f"{where}: capture {event['n']} of {part} cleared with {amount}, fees {interchange} and "
             f"{scheme}, refunds of {refunds}",
         )  # fmt: skip
         part[1] = "cleared"
         account.posted -= refunds
+        payment.fees = payment.fees[0] + interchange, payment.fees[1] + scheme
+        back = self._fees_returned(event, payment, posts, where)
+        interchange, scheme = interchange - back[0], scheme - back[1]
         return {
             "clearing:suspense": amount,
             _payable(event): interchange + scheme - amount + refunds,
@@ -362,7 +390,8 @@ class Book:
             0 < amount <= left and posted == posts, f"{where}: {amount} of {left} refunded, {posted} at once"
         )
         account.posted -= posted
-        return {_payable(event): posted, f"receivable:cardholder:{payment.account}": -posted}
+        back = self._fees_returned(event, payment, posts, where)
+        return _give_back(event, payment, posted, back)
 
     def _chargeback_opened(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
         amount, left = event["amount"], payment.cleared - payment.refunded - payment.charged_back
@@ -381,7 +410,8 @@ class Book:
             payment.charged_back >= 0 and posted == posts, f"{where}: {amount} represented, {posted} refunded"
         )
         account.posted += amount - posted
-        return {f"receivable:cardholder:{payment.account}": amount - posted, _payable(event): posted - amount}
+        back = self._fees_returned(event, payment, posts, where)
+        return _give_back(event, payment, posted - amount, back)
 
     def _chargeback_accepted(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
         return {}
@@ -398,6 +428,15 @@ def fingerprint(value: Any) -> int:
 
 def _hold(account: Account, payment: Payment, amount: int) -> Postings:
     return {f"holds:cardholder:{payment.account}": amount, "holds:contra": -amount}
+
+
+def _give_back(event: Event, payment: Payment, amount: int, fees: tuple[int, int]) -> Postings:
+    return {
+        _payable(event): amount - sum(fees),
+        "income:interchange": fees[0],
+        "income:scheme": fees[1],
+        f"receivable:cardholder:{payment.account}": -amount,
+    }
 
 
 def _payable(event: Event) -> str:

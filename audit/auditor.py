@@ -35,8 +35,8 @@ SOURCES: Final = {
 }
 """Processor -> the topic it reads."""
 VIEWS: Final = (
-    "payment.events", "fraud.alerts", "ledger.journal", "ledger.settlement-journal", "settlement.positions",
-    "payment.sagas",
+    "payment.events", "fraud.alerts", "ledger.journal", "ledger.settlement-journal", "clearing.items",
+    "settlement.positions", "payment.sagas", "risk.rules",
 )  # fmt: skip
 """What the read model is made from."""
 
@@ -75,11 +75,17 @@ class Audit:
     """One run over the evidence. `running`: services are at work, so what is left to do is no fault."""
 
     def __init__(
-        self, evidence: Evidence, *, running: bool = False, told: Callable[[str], None] | None = None
+        self,
+        evidence: Evidence,
+        *,
+        running: bool = False,
+        usual_fees: bool = True,
+        told: Callable[[str], None] | None = None,
     ):
         self.evidence = evidence
         self.findings = Findings()
         self.running = running
+        self.usual_fees = usual_fees
         self._tell = told or (lambda _: None)
         self.partitions = evidence.partitions.get("payment.events", 0)
         self.effects: dict[Request, list[Effect]] = defaultdict(list)
@@ -242,7 +248,7 @@ class Audit:
         tables = {name: self.tables(name, p) for name in SOURCES}
         journal = self._journal(p)
         decided = tables["authorization.decide"]
-        book = Book(self.findings)
+        book = Book(self.findings, self.usual_fees)
         money: dict[int, tuple[int, str]] = {}
         events = self._events(p, book, money, decided)
         journaled = tables["ledger.journal"]
@@ -676,7 +682,7 @@ class Audit:
                 for one in open_
             }
             check.expect(
-                told == {key: +sums for key, sums in counted.items()}
+                told == {key: _nonzero(sums) for key, sums in counted.items()}
                 and len(open_) == len(told) == position["positions"],
                 f"{where}: {position['cycle']} tells {len(open_)} positions, not what its items add up to",
             )
@@ -857,7 +863,7 @@ class Audit:
                     check.expect(
                         found == hash(record.value), f"alert {alert['alert_id']} is not in the read model"
                     )
-        for topic in ("gateway.replies", "clearing.submissions", "payment.sagas"):
+        for topic in ("gateway.replies", "clearing.submissions", "payment.sagas", "risk.rules"):
             for p in range(self.evidence.partitions.get(topic, 0)):
                 for _ in self.records(topic, p):
                     pass
@@ -976,6 +982,10 @@ def _account_of(event: dict[str, Any]) -> str:
 
 def _account_in(payment_id: str) -> str:
     return "tok_" + payment_id[4:].rpartition("_")[0]
+
+
+def _nonzero(sums: Counter[str]) -> dict[str, int]:
+    return {name: amount for name, amount in sums.items() if amount}
 
 
 def _net(position: dict[str, Any]) -> int:

@@ -806,7 +806,9 @@ def audit(
     configured = settings()
     try:
         if recording is not None:
-            raise typer.Exit(audit_all(Recording(recording), running, as_json, None))
+            usual = configured.fees_file is None
+            done = audit_all(Recording(recording), running=running, as_json=as_json, usual_fees=usual)
+            raise typer.Exit(done)
         url = database_url(configured)
         there = url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
         database = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
@@ -815,7 +817,11 @@ def audit(
         )
         try:
             cluster.open()
-            raise typer.Exit(audit_all(cluster, running, as_json, record))
+            done = audit_all(
+                cluster, running=running, as_json=as_json, recorded=record,
+                usual_fees=configured.fees_file is None,
+            )  # fmt: skip
+            raise typer.Exit(done)
         finally:
             cluster.close()
     except Unreadable as error:
