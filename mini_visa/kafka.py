@@ -7,6 +7,7 @@ import logging
 import os
 import ssl
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from aiokafka.errors import (
     UnsupportedSaslMechanismError,
     for_code,
 )
+from aiokafka.protocol.offset import OffsetRequest
 
 from mini_visa import topics as declared
 from mini_visa.broker import Broker, BrokerError, DockerBroker, EmbeddedBroker
@@ -49,6 +51,8 @@ DEAD_LETTER_BYTES_MAX = 2 << 20
 """The largest record that any topic takes (1 MiB by default) must fit with its headers."""
 TOMBSTONE_RETENTION_MS = 7 * 24 * HOUR_MS
 """Changelogs keep deletions this long: a store on disk that is older may hold deleted rows."""
+_LATEST = -1
+"""The end of a partition, as ListOffsets asks for it."""
 _DYNAMIC_TOPIC_CONFIG = 1  # config_source of a value that was set on the topic itself (KIP-226)
 
 
@@ -312,8 +316,7 @@ async def apply_topics(
         kept = [plan for plan in wanted if plan.name in existing]
         changed = await _configure(kept, client)
         await _visible(client, {plan.name: plan.partitions for plan in wanted})
-    # A leader that is named is not one that serves yet: asking for positions waits for that.
-    await end_offsets(settings, [change.name for change in created])
+        await _serving(client, [plan.name for plan in wanted])
     return [*created, *changed]
 
 
@@ -407,6 +410,32 @@ async def _visible(client: AIOKafkaAdminClient, wanted: dict[str, int]) -> None:
             raise TopicError(
                 f"No leader for every partition of {', '.join(missing)} in {VISIBLE_TIMEOUT_S:.0f} s."
             )
+        await asyncio.sleep(0.05)
+
+
+async def _serving(client: AIOKafkaAdminClient, names: Sequence[str]) -> None:
+    """Waits until every leader answers for its partitions: one that is named may not know of it yet. (A
+    consumer would wait as well, and fill the log with errors meanwhile.)"""
+    deadline = asyncio.get_running_loop().time() + VISIBLE_TIMEOUT_S
+    while names:
+        led: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
+        for topic in await client.describe_topics(list(names)):
+            for part in topic["partitions"]:
+                led[part["leader"]][topic["topic"]].append((part["partition"], _LATEST))
+        refusing = []
+        for leader, topics in led.items():
+            request = OffsetRequest(-1, 0, list(topics.items()))
+            response = await client._send_request(request, leader)
+            refusing += [
+                f"{name}/{partition}"
+                for name, parts in response.topics
+                for partition, code, *_ in parts
+                if code
+            ]
+        if not refusing:
+            return
+        if asyncio.get_running_loop().time() > deadline:
+            raise TopicError(f"No leader serves {', '.join(refusing)} after {VISIBLE_TIMEOUT_S:.0f} s.")
         await asyncio.sleep(0.05)
 
 
