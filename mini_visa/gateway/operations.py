@@ -9,7 +9,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from mini_visa.gateway.endpoints import Call, Reply
-from mini_visa.gateway.problems import Problem
+from mini_visa.gateway.problems import busy
 
 DOCS: Final = files("mini_visa.gateway").joinpath("docs.html").read_bytes()
 """One file without anything from elsewhere; it reads /openapi.json."""
@@ -28,11 +28,11 @@ async def readyz(call: Call) -> Reply:
     """Can an authorization be answered now?"""
     gateway = call.gateway
     if gateway.draining:
-        raise Problem(503, "shutting-down", "Shutting down.")
+        raise busy("shutting-down", "Shutting down.")
     if not await gateway.exchange.reachable(timeout_s=1.0):
-        raise Problem(503, "not-ready", "No working connection to Kafka.")
+        raise busy("not-ready", "No working connection to Kafka.")
     if silent := gateway.vigil.silent():
-        raise Problem(503, "not-ready", silent)
+        raise busy("not-ready", silent)
     return Reply(orjson.dumps({"status": "ready"}))
 
 

@@ -94,3 +94,12 @@ def test_every_setting_is_on_the_configuration_page():
 def test_the_configuration_page_is_what_the_settings_say():
     written = runpy.run_path(str(ROOT / "scripts" / "configuration.py"))["page"]()
     assert (ROOT / "docs" / "configuration.md").read_text() == written, "run `make docs`"
+
+
+def test_no_two_test_files_outside_packages_have_the_same_name():
+    """pytest knows such a file by its name alone, and refuses to collect the second one."""
+    seen: dict[str, Path] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        if not (path.parent / "__init__.py").exists():
+            assert path.name not in seen, f"{path} and {seen[path.name]}"
+            seen[path.name] = path

@@ -86,9 +86,13 @@ class World:
             await asyncio.gather(*acknowledgements)
             if transactional:
                 await (producer.commit_transaction() if commit else producer.abort_transaction())
+        if transactional:  # a commit is answered before its markers are there
+            async with asyncio.timeout(60):
+                while await self.ends() != await self.ends("read_uncommitted"):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
-    async def ends(self) -> dict[TopicPartition, int]:
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, isolation_level="read_committed")
+    async def ends(self, isolation_level: str = "read_committed") -> dict[TopicPartition, int]:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap, isolation_level=isolation_level)
         await consumer.start()
         try:
             names = (self.events, self.alerts)

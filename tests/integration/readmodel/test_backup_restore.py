@@ -17,12 +17,13 @@ import asyncpg
 import pytest
 from postgresql import Server
 
+from mini_visa.kafka import apply_topics, dead_letters_plan
 from mini_visa.readmodel import Database
 from mini_visa.readmodel.rebuild import rebuild
 from mini_visa.readmodel.testing import random_log
 from mini_visa.settings import Settings
 
-from .conftest import PARTITIONS, World, _dead_letters, digest_of
+from .conftest import PARTITIONS, World, digest_of
 
 pytestmark = pytest.mark.broker
 
@@ -110,7 +111,7 @@ async def world(
     settings = settings_for(broker, database_url=archived.server.url, partitions=PARTITIONS)
     made = World(settings, prefix=f"{environment}.")
     await made.create(made.events, made.alerts)
-    await _dead_letters(made)
+    await apply_topics(settings, [dead_letters_plan(settings, "projection")])
     yield made
     await made.delete(made.events, made.alerts)
 
