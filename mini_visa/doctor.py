@@ -18,6 +18,8 @@ from mini_visa import dead_letters, kafka, topics, transactions
 from mini_visa.broker import BrokerError, jars
 from mini_visa.broker.wire import is_free
 from mini_visa.settings import Settings
+from mini_visa.supervisor.lock import running
+from mini_visa.supervisor.ports import holder_of
 
 PYTHON_MIN = (3, 11)
 MEMORY_BYTES_MIN = 2 << 30
@@ -150,11 +152,14 @@ def _gateway_port(settings: Settings) -> Check:
     port = settings.gateway_port
     if port == 0 or is_free(port, settings.gateway_host):
         return Check("gateway port", Verdict.OK, f"{port} is free")
+    ours = running(settings.home)
+    if ours is not None and ours.gateway_url.endswith(f":{port}"):
+        return Check("gateway port", Verdict.OK, f"{port}: the gateway of this home listens there")
     return Check(
         "gateway port",
         Verdict.WARN,
-        f"{port} is in use: by a gateway that runs already, or by another program",
-        "if it is another program: MINI_VISA_GATEWAY_PORT=8081 (0 takes any free one)",
+        f"{port} is in use by {holder_of(port) or 'another program'}",
+        "stop that, or choose another: MINI_VISA_GATEWAY_PORT=8081 (0 takes any free one)",
     )
 
 
