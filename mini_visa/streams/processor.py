@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from mini_visa.streams.table import AnyTable, Store, Table, TableView
+from mini_visa.streams.table import AnyTable, Store, Table, TableView, Writes
 from mini_visa.streams.topic import AnyTopic, Topic, partition_of
 
 M = TypeVar("M")
@@ -164,7 +164,8 @@ class Execution:
         self.partition = partition
         self.partition_time = partition_time
         self._dead_letters = dead_letters
-        self._views = {table: TableView(table, store) for table in processor.tables}
+        self._writes = Writes()
+        self._views = {table: TableView(table, store, self._writes) for table in processor.tables}
         self._routes: dict[AnyTopic, Route] = {
             sink: (sink.name, sink.encode, partition_counts[sink.name], sink.key == processor.source.key)
             for sink in processor.sinks
@@ -182,7 +183,7 @@ class Execution:
         assert not self._open, "the batch before this one was neither committed nor thrown away"
         self._open = True
         outputs: list[RawOutput] = []
-        views = tuple(self._views.values())
+        writes = self._writes
         context = Context(self.partition, self._views, self._routes, outputs)
         decode, handler = self.processor.source.decode, self.processor.handler
         now, dead = self.partition_time, 0
@@ -203,16 +204,13 @@ class Execution:
                 handler(message, context)
             except Impossible as refusal:
                 del outputs[mark:]
-                for view in views:
-                    view.undo_record()
+                writes.undo()
                 outputs.append(self._dead_letter(record, str(refusal), now))
                 dead += 1
             else:
-                for view in views:
-                    if view.written:
-                        view.keep_record()
+                writes.clear()
         self.partition_time = now
-        changes = [change for view in views for change in view.changes()]
+        changes = [change for view in self._views.values() for change in view.changes()]
         return BatchResult(outputs, changes, records[-1].offset + 1, now, len(records), dead)
 
     def committed(self) -> None:

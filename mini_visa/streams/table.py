@@ -101,17 +101,29 @@ def after(prefix: str) -> str:
     return prefix + "\U0010ffff"
 
 
+class Writes(list[tuple["TableView[Any]", bytes, Any, bool]]):
+    """What the record at hand has written, in all tables: where, and what was there before. Its writes stand
+    once this is cleared."""
+
+    __slots__ = ()
+
+    def undo(self) -> None:
+        """The record is refused: its writes are gone, those of records before it stand."""
+        for view, key, row, dirty in reversed(self):
+            view._restore(key, row, dirty)
+        self.clear()
+
+
 class TableView(Generic[V]):
-    """One table of one partition inside a batch. Three layers, the nearer hides the farther: what the
-    record at hand wrote, rows known from the batch and from batches before it, and the store below."""
+    """One table of one partition inside a batch: rows known from the batch and from batches before it, over
+    the store below."""
 
-    __slots__ = ("_dirty", "_rows", "_store", "prefix", "table", "written")
+    __slots__ = ("_dirty", "_rows", "_store", "_writes", "prefix", "table")
 
-    def __init__(self, table: Table[V], store: Store) -> None:
+    def __init__(self, table: Table[V], store: Store, writes: Writes) -> None:
         self.table = table
         self.prefix = table.name.encode() + SEPARATOR
-        self.written: dict[bytes, V | None] = {}
-        """By the record at hand. None: deleted."""
+        self._writes = writes
         self._rows: dict[bytes, V | None] = {}
         """Decoded rows as the batch has left them so far. None: there is none."""
         self._dirty: dict[bytes, V | None] = {}
@@ -121,13 +133,11 @@ class TableView(Generic[V]):
     def get(self, key: str | bytes, default: Any = None) -> V | Any:
         """The row of `key`, or `default`."""
         raw_key = key if type(key) is bytes else key.encode()  # type: ignore[union-attr]
-        value: Any = self.written.get(raw_key, _MISSING) if self.written else _MISSING
+        value: Any = self._rows.get(raw_key, _MISSING)
         if value is _MISSING:
-            value = self._rows.get(raw_key, _MISSING)
-            if value is _MISSING:
-                data = self._store.get(self.prefix + raw_key)
-                value = None if data is None else self.table.decode(data)
-                self._rows[raw_key] = value
+            data = self._store.get(self.prefix + raw_key)
+            value = None if data is None else self.table.decode(data)
+            self._rows[raw_key] = value
         return default if value is None else value
 
     def __getitem__(self, key: str | bytes) -> V:
@@ -141,18 +151,33 @@ class TableView(Generic[V]):
 
     def __setitem__(self, key: str | bytes, value: V) -> None:
         assert value is not None, "None is no row: delete it instead"
-        self.written[key if type(key) is bytes else key.encode()] = value  # type: ignore[union-attr]
+        self._write(key if type(key) is bytes else key.encode(), value)  # type: ignore[union-attr]
 
     def __delitem__(self, key: str | bytes) -> None:
         """Deleting what is not there is allowed and writes a tombstone all the same."""
-        self.written[key if type(key) is bytes else key.encode()] = None  # type: ignore[union-attr]
+        self._write(key if type(key) is bytes else key.encode(), None)  # type: ignore[union-attr]
+
+    def _write(self, key: bytes, value: V | None) -> None:
+        rows, dirty = self._rows, self._dirty
+        self._writes.append((self, key, rows.get(key, _MISSING), key in dirty))
+        rows[key] = dirty[key] = value
+
+    def _restore(self, key: bytes, row: Any, dirty: bool) -> None:
+        if row is _MISSING:
+            del self._rows[key]
+        else:
+            self._rows[key] = row
+        if dirty:
+            self._dirty[key] = row
+        else:
+            del self._dirty[key]
 
     def range(self, start: str | bytes, stop: str | bytes) -> Iterator[tuple[str, V]]:
         """Rows with start <= key < stop in key order, staged writes included, as they are when the
         iteration begins: writes during it do not disturb it."""
         low = start if isinstance(start, bytes) else start.encode()
         high = stop if isinstance(stop, bytes) else stop.encode()
-        changed = {**self._dirty, **self.written} if self.written else self._dirty
+        changed = self._dirty
         staged = [(key, changed[key]) for key in sorted(key for key in changed if low <= key < high)]
         cut = len(self.prefix)
         position = 0
@@ -176,19 +201,9 @@ class TableView(Generic[V]):
 
     # -- used by the batch only ------------------------------------------------------------------
 
-    def keep_record(self) -> None:
-        """The record's writes stand."""
-        self._rows.update(self.written)
-        self._dirty.update(self.written)
-        self.written.clear()
-
-    def undo_record(self) -> None:
-        """The record is refused: its writes are gone, those of records before it stand."""
-        self.written.clear()
-
     def changes(self) -> list[tuple[bytes, bytes | None]]:
         """The batch's writes as (store key, row bytes or None for a deletion), each key once."""
-        assert not self.written, "a record is still open"
+        assert not self._writes, "a record is still open"
         prefix, encode = self.prefix, self.table.encode
         return [
             (prefix + key, None if value is None else encode(value)) for key, value in self._dirty.items()

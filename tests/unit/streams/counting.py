@@ -74,7 +74,7 @@ def _count(item: Item, context: Context) -> None:
             outside[key] = outside.get(key, 0) + 1
             context.emit(SEEN, Item(outside[key]))
         case "first in batch":
-            if not context.tables[ROWS]._dirty:
+            if len(context.tables[ROWS]._dirty) == 1:  # its own row
                 context.emit(SEEN, Item(-1))
         case "set order":
             for number, _ in enumerate({f"name-{number}" for number in range(20)}):

@@ -7,7 +7,7 @@ import pytest
 from counting import ITEMS, NOTES, REPLIES, ROWS, SEEN, Item, Row, count
 
 from mini_visa.streams.processor import Context, Execution, Processor, Record
-from mini_visa.streams.table import TableView, UnknownRowVersion, after, versioned
+from mini_visa.streams.table import TableView, UnknownRowVersion, Writes, after, versioned
 from mini_visa.streams.testing import Driver, MemoryStore
 from mini_visa.streams.topic import partition_of
 
@@ -106,14 +106,14 @@ def test_a_deleted_row_is_gone_at_once_and_written_as_a_tombstone() -> None:
 def a_view(**stored: str) -> TableView[str]:
     store = MemoryStore()
     store.write([(b"notes\0" + key.encode(), NOTES.encode(value)) for key, value in stored.items()])
-    return TableView(NOTES, store)
+    return TableView(NOTES, store, Writes())
 
 
 def test_a_range_merges_the_store_the_batch_and_the_record() -> None:
     view = a_view(a="stored", b="stored", c="stored", e="stored")
     view["b"] = "batch"
     view["d"] = "batch"
-    view.keep_record()
+    view._writes.clear()
     view["c"] = "record"
     del view["a"]
     assert list(view.range("a", "z")) == [
@@ -122,8 +122,30 @@ def test_a_range_merges_the_store_the_batch_and_the_record() -> None:
         ("d", "batch"),
         ("e", "stored"),
     ]
-    view.undo_record()
+    view._writes.undo()
     assert [value for _, value in view.range("a", "c")] == ["stored", "batch"]
+
+
+def test_a_refused_record_leaves_every_row_as_it_was() -> None:
+    """Also one that it wrote twice, one that only the store had, and one that the batch had deleted."""
+    view = a_view(stored="stored", known="stored", gone="stored")
+    assert view["known"] == "stored"
+    view["batch"] = "batch"
+    del view["gone"]
+    view._writes.clear()
+    for key in ("stored", "known", "batch", "gone", "new"):
+        view[key] = "record"
+        del view[key]
+        view[key] = "record again"
+    view._writes.undo()
+    assert {key: view.get(key) for key in ("stored", "known", "batch", "gone", "new")} == {
+        "stored": "stored",
+        "known": "stored",
+        "batch": "batch",
+        "gone": None,
+        "new": None,
+    }
+    assert view.changes() == [(b"notes\0batch", NOTES.encode("batch")), (b"notes\0gone", None)]
 
 
 def test_a_range_does_not_see_writes_made_while_it_runs() -> None:
