@@ -76,12 +76,10 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
         await ground.apply_topics()
         program = str(Path(sys.executable).with_name("mini-visa"))
         home = ground.home / "home"
-        # No ticks: they would be records more than were put in. Nothing here waits for time to pass.
         environment = ground.environment(
             MINI_VISA_GATEWAY_PORT="0",
             MINI_VISA_CLEARING_HOUSE_PORT="0",
             MINI_VISA_LOG_LEVEL="warning",
-            MINI_VISA_TICK_INTERVAL_S="3600",
         )
         with Watched([program, "up"], log=ground.home / "up.log", env=environment, core=None) as system:
             state = await _ready(home, system)
