@@ -39,7 +39,7 @@ class Settings(BaseSettings):
 
     # -- Kafka ---------------------------------------------------------------------------------
     broker: str = "embedded"
-    """"embedded", "docker", or "kafka://HOST:PORT[,HOST:PORT]" of an existing cluster."""
+    """"embedded", "docker", or "kafka://HOST:PORT[,HOST:PORT]" of a cluster (Kafka 4.0 or newer)."""
     broker_heap_bytes: int = Field(384 << 20, ge=192 << 20, le=16 << 30)
     """Java heap of the embedded broker, at most; the process takes some 150 MB more."""
     broker_image: str = ""

@@ -14,7 +14,7 @@ import msgspec
 V = TypeVar("V")
 
 SEPARATOR: Final = b"\x00"
-CACHE_ROWS_MAX: Final = 50_000
+CACHE_ROWS_MAX: Final = 10_000
 """Decoded rows kept per table and partition. A bound on memory, never on correctness."""
 
 
