@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import failover, gateway, parts, peers, pipeline, restore, services, smoke
+from tests.bench import failover, gateway, growth, parts, peers, pipeline, restore, services, smoke
 from tests.bench.report import (
     Result,
     console,
@@ -75,6 +75,11 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument("--records", type=int, default=40_000)
     steps.add_argument("--reps", type=int, default=5)
 
+    large = commands.add_parser("growth", help="a payment's cost as accounts grow, and with a hot account")
+    large.add_argument("--accounts-max", type=int, default=1_000_000, help="of one partition (1000000)")
+    large.add_argument("--records", type=int, default=40_000)
+    large.add_argument("--reps", type=int, default=3)
+
     guard = commands.add_parser("smoke", help="for CI: against an idiomatic Faust agent, fails under a ratio")
     guard.add_argument("--reps", type=int, default=1)
     guard.add_argument("--ratio-min", type=float, default=smoke.RATIO_MIN)
@@ -132,6 +137,10 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
     if name == "parts":
         return lambda: parts.measure(
             options.service, records=option("records", 40_000), reps=reps, command=command
+        )
+    if name == "growth":
+        return lambda: growth.measure(
+            accounts_max=options.accounts_max, records=options.records, reps=reps, command=command
         )
     if name == "smoke":
         return lambda: smoke.smoke(reps=options.reps, ratio_min=options.ratio_min)

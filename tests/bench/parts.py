@@ -64,7 +64,7 @@ def _service(name: str) -> tuple[Processor, list[Entry], Callable[[int], Iterabl
     )
 
 
-def _fetched(entries: Sequence[Entry], base: int) -> bytes:
+def fetched(entries: Sequence[Entry], base: int) -> bytes:
     """`entries` as a broker would send them: one record batch."""
     builder = DefaultRecordBatchBuilder(
         magic=2,
@@ -166,7 +166,7 @@ async def measure(name: str, *, records: int, reps: int, command: str) -> Result
             for part, measured in ((setup, False), (entries, True)):
                 for start in range(0, len(part), BATCH):
                     batch = part[start : start + BATCH]
-                    one.run(_fetched(batch, base), base, measured=measured)
+                    one.run(fetched(batch, base), base, measured=measured)
                     base += len(batch)
                     await asyncio.sleep(0)
         finally:
