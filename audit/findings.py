@@ -39,7 +39,7 @@ CHECKS: Final = (
     ("event-has-request", "no event without a request that somebody sent", "events"),
     ("command-decided-once", "every command is decided exactly once", "commands"),
     ("unknown-ended", "a request without an answer took effect once or not at all", "requests"),
-    ("time-out-leaves-no-hold", "an authorization answered 504 holds nothing", "requests"),
+    ("time-out-leaves-no-hold", "an authorization answered 504 or 68 holds nothing", "requests"),
     ("account-sums", "held, posted and available of every account follow from its events", "events"),
     ("payment-sums", "the sums of every payment follow from its events", "events"),
     ("lifecycle", "a payment's status changes only as the domain allows", "events"),
