@@ -74,7 +74,7 @@ manifests: setup ## Write what of deploy/k8s follows from the program, and check
 
 cluster: setup ## A real Kubernetes API server takes every overlay; it is built once, which takes minutes
 	scripts/cluster/build
-	$(BIN)/pytest tests/kubernetes/test_cluster.py $(ARGS)
+	$(BIN)/pytest tests/kubernetes/test_api_server.py $(ARGS)
 
 bench: setup ## Throughput and latency against the floors
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -14,6 +14,7 @@ import yaml
 from mini_visa import topics
 from mini_visa.clearing_house.connector import SERVICE as CONNECTOR
 from mini_visa.gateway.exchange import NEEDED_TOPICS
+from mini_visa.gateway.vigil import GROUPS as VIGIL
 from mini_visa.kafka import TopicPlan, changelog_plan, plans
 from mini_visa.readmodel.projector import SERVICE as PROJECTION
 from mini_visa.readmodel.views import ALL as VIEWS
@@ -87,6 +88,8 @@ def rights(configured: Settings) -> dict[str, list[Manifest]]:
     gateway = _Rights()
     for topic in NEEDED_TOPICS:
         gateway.grant("topic", topic.name, "Read" if topic is topics.GATEWAY_REPLIES else "Write")
+    for group in VIGIL:  # do they work? their positions say so
+        gateway.grant("group", f"{configured.environment}.{group}")
     gateway.grant("topic", topics.FRAUD_ALERTS.name, "Read")  # streamed to its clients
     gateway.grant("topic", topics.CARD_REQUESTS.name, "Read")  # back-tests of rules
     return {"gateway": gateway.rules()} | {

@@ -75,6 +75,8 @@ def test_the_gateway_may_not_read_what_others_are_told_but_alerts_and_what_rules
         ("topic", "fraud.alerts"): {"Read"},
         ("topic", "account.commands"): {"Write"},
         ("topic", "gateway.replies"): {"Read"},
+        ("group", "live.risk.assess"): set(),  # to look at
+        ("group", "live.authorization.decide"): set(),
     }
 
 

@@ -103,3 +103,16 @@ def test_no_two_test_files_outside_packages_have_the_same_name():
         if not (path.parent / "__init__.py").exists():
             assert path.name not in seen, f"{path} and {seen[path.name]}"
             seen[path.name] = path
+
+
+def test_every_setting_is_in_the_manifests_or_it_is_said_why_not():
+    """tests/kubernetes holds every overlay to this; here it costs nothing, and says it at once."""
+    manifests = [path for path in (ROOT / "deploy" / "k8s").rglob("*") if path.is_file()]
+    named = "\n".join(path.read_text() for path in manifests)
+    reasons = (ROOT / "tests" / "kubernetes" / "rules.py").read_text()
+    forgotten = [
+        name
+        for name in Settings.model_fields
+        if f"MINI_VISA_{name.upper()}" not in named and f'"{name}":' not in reasons
+    ]
+    assert not forgotten, f"add them to deploy/k8s/base/settings.env: {forgotten}"
