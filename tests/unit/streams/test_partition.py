@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,40 @@ async def test_a_way_that_the_table_does_not_have_is_refused_and_each_step_is_lo
     one._become(State.RELEASED)
     assert shown() == set(), "it is this worker's no more"
     assert f"e.s.count/{PARTITION}: fencing -> restoring" in caplog.text
+
+
+class Log:
+    """A source that has one more record of `record_bytes` each time it is asked, up to `last`."""
+
+    def __init__(self, last: int, record_bytes: int) -> None:
+        self.asked: list[float] = []
+        self.caught_up = asyncio.Event()
+        self._last = last
+        self._record_bytes = record_bytes
+
+    async def fetch(self, partition: Any, offset: int, **limits: int) -> Chunk:
+        self.asked.append(time.monotonic())
+        if offset >= self._last:
+            self.caught_up.set()
+            await asyncio.Event().wait()
+        return chunk(offset, 1, self._record_bytes)
+
+
+@pytest.mark.parametrize(
+    ("rest_s", "record_bytes", "least_s", "most_s"),
+    [(0.1, 100, 0.2, 10.0), (10.0, 600_000, 0.0, 9.0)],
+    ids=["caught up", "behind"],
+)
+async def test_a_processor_that_rests_looks_again_after_a_while_unless_it_is_behind(
+    tmp_path: Path, rest_s: float, record_bytes: int, least_s: float, most_s: float
+) -> None:
+    resting = owner(tmp_path)
+    resting.plan = replace(resting.plan, processor=replace(count, rest_s=rest_s))
+    log = Log(2, record_bytes)
+    resting._wire = log  # type: ignore[assignment]
+    fetching = asyncio.create_task(resting._fetch(0))
+    await log.caught_up.wait()
+    fetching.cancel()
+    assert len(log.asked) == 3
+    assert least_s <= log.asked[-1] - log.asked[0] <= most_s
+    assert sizes(resting) == [2]
