@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from apps import Item
 from laboratory import Laboratory, Worker, fold
-from watch import Commit, Tail, moves, silences, summary
+from watch import Commit, Tail, moves, pauses, silences, summary
 
 from mini_visa.broker import EmbeddedBroker
 from mini_visa.settings import Settings
@@ -74,8 +73,6 @@ class Check:
         self.silences: list[tuple[float, float]] = []
         """From the last commit of one owner to the first of the next: (beginning, seconds)."""
         self.pauses: list[float] = []
-        """Between two commits of one owner, where it is long for the load: rebalances that it stayed through,
-        freezes, delays."""
         self._last: list[Commit] = []
 
     async def follow(self) -> None:
@@ -96,11 +93,7 @@ class Check:
         new, self._changelog.commits = self._changelog.commits, []
         self.counts["batches"] += len(new)
         self.silences += silences([*self._last, *new])
-        self.pauses += [
-            after.time_s - before.time_s
-            for before, after in pairwise([*self._last, *new])
-            if before.epoch == after.epoch and after.time_s - before.time_s > PAUSE_S
-        ]
+        self.pauses += pauses([*self._last, *new], PAUSE_S)
         self._last = new[-1:] or self._last
 
     async def finish(self) -> None:
@@ -302,10 +295,10 @@ class Soak:
     def report(self, seconds: float) -> dict[str, Any]:
         counts: Counter[str] = Counter()
         silences: dict[str, list[float]] = defaultdict(list)
-        pauses: list[float] = []
+        paused: list[float] = []
         for check in self.checks:
             counts.update(check.counts)
-            pauses += check.pauses
+            paused += check.pauses
             for began, silent in check.silences:
                 silences["all"].append(silent)
                 silences[self._cause(began, began + silent)].append(silent)
@@ -322,7 +315,7 @@ class Soak:
             "did": dict(sorted(did.items())),
             "rebalances": len(moved),
             "partitions_moved_per_rebalance": summary(moved),
-            "pauses_of_who_stayed_s": summary(pauses),
+            "pauses_of_who_stayed_s": summary(paused),
             "silence_s": {cause: summary(each) for cause, each in sorted(silences.items())},
         }
 

@@ -79,7 +79,7 @@ async def test_one_worker_two_three_and_one_again_move_no_partition_that_need_no
     assert sum(moved[2:]) == 3, "back to the first, at once or one worker's after the other's"
     batches = await all_commits(laboratory)
     silent = [seconds for each in batches.values() for _, seconds in silences(each)]
-    paused = [seconds for each in batches.values() for seconds in pauses(each)]
+    paused = [seconds for each in batches.values() for seconds in pauses(each, 0.2)]
     assert len(silent) == 3 + 3, "an ownership for each move and no more"
     record_property("partitions_moved", moved)
     record_property("silence_s", summary(silent))

@@ -6,6 +6,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from aiokafka.protocol.fetch import FetchRequest
@@ -23,8 +24,13 @@ class Commit(NamedTuple):
     """A transaction's commit marker in a changelog: one for each batch of the partition's owner."""
 
     time_s: float
-    epoch: tuple[int, int]
-    """Producer id and epoch: another one with every acquisition."""
+    producer: int
+    epoch: int
+    """One more with every transaction (KIP-890), and one more again with every acquisition."""
+
+    def follows(self, other: Commit) -> bool:
+        """Whether both are of one ownership."""
+        return self.producer == other.producer and self.epoch <= other.epoch + 1
 
 
 class Tail:
@@ -69,10 +75,11 @@ class Tail:
         memory = MemoryRecords(data)
         while memory.has_next():
             batch = memory.next_batch()
-            if batch.is_control_batch and batch.base_offset >= self.position:
-                epoch = (batch.producer_id, batch.producer_epoch)
-                if ControlRecord.parse(next(iter(batch)).key) != ABORT_MARKER:
-                    self.commits.append(Commit(batch.max_timestamp / 1000, epoch))
+            if not batch.is_control_batch or batch.base_offset < self.position:
+                continue
+            if ControlRecord.parse(next(iter(batch)).key) != ABORT_MARKER:
+                time_s = batch.max_timestamp / 1000
+                self.commits.append(Commit(time_s, batch.producer_id, batch.producer_epoch))
 
 
 async def commits(laboratory: Laboratory, partition: int) -> list[Commit]:
@@ -85,25 +92,21 @@ async def commits(laboratory: Laboratory, partition: int) -> list[Commit]:
 
 def silences(commits: Iterable[Commit]) -> list[tuple[float, float]]:
     """From the last commit of one ownership to the first of the next: (when it began, seconds)."""
-    found = []
-    last: Commit | None = None
-    for commit in commits:
-        if last is not None and commit.epoch != last.epoch:
-            found.append((last.time_s, commit.time_s - last.time_s))
-        last = commit
-    return found
+    return [
+        (before.time_s, after.time_s - before.time_s)
+        for before, after in pairwise(commits)
+        if not after.follows(before)
+    ]
 
 
-def pauses(commits: Iterable[Commit]) -> list[float]:
-    """The longest time between two commits of each ownership, seconds: under a steady load, a rebalance in
-    which the partition stayed where it was."""
-    longest: dict[tuple[int, int], float] = {}
-    last: Commit | None = None
-    for commit in commits:
-        if last is not None and commit.epoch == last.epoch:
-            longest[commit.epoch] = max(longest.get(commit.epoch, 0.0), commit.time_s - last.time_s)
-        last = commit
-    return list(longest.values())
+def pauses(commits: Iterable[Commit], longer_than_s: float) -> list[float]:
+    """Seconds between two commits of one ownership where they are many for the load: rebalances that the
+    partition stayed through, freezes, delays."""
+    return [
+        after.time_s - before.time_s
+        for before, after in pairwise(commits)
+        if after.follows(before) and after.time_s - before.time_s > longer_than_s
+    ]
 
 
 def moves(workers: Iterable[Worker]) -> list[int]:
