@@ -56,8 +56,8 @@ class Copy(Recording):
         """(partition's records, index, message) of the first message that `holds`."""
         for records in self.topics[topic]:
             for index, record in enumerate(records):
-                message = msgspec.json.decode(record.value or b"null")
-                if isinstance(message, dict) and holds(message):
+                message = message_of(record)
+                if message and holds(message):
                     return records, index, message
         raise AssertionError(f"nothing in {topic} to break: the recording is too small")
 
@@ -91,7 +91,7 @@ class Copy(Recording):
         later = set()
         for records in self.topics["payment.events"]:
             for record in reversed(records):
-                event = msgspec.json.decode(record.value or b"{}")
+                event = message_of(record)
                 payment = event.get("payment", {}).get("payment_id")
                 if (
                     payment
@@ -102,6 +102,15 @@ class Copy(Recording):
                     return str(event["request_id"])
                 later.add(payment)
         raise AssertionError("nothing is held")
+
+
+def message_of(record: Record) -> dict[str, Any]:
+    """{} for poison."""
+    try:
+        message = msgspec.json.decode(record.value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def kind(message: dict[str, Any]) -> str:
@@ -129,7 +138,7 @@ def do_it_twice(data: Copy) -> None:
     command_again = commands[index]._replace(offset=commands[-1].offset + 1)
     events = data.topics["payment.events"][command_again.partition]
     for record in events:
-        event = msgspec.json.decode(record.value or b"{}")
+        event = message_of(record)
         if event.get("request_id") == command["request_id"] and event.get(
             "account", event.get("payment", {})
         ):
