@@ -30,8 +30,12 @@ DIGITS: Final = re.compile(rb"[0-9]{12,}")
 PAN_LENGTHS: Final = (15, 16)
 LOG_ERROR: Final = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|^Traceback|Unhandled exception|never awaited")
 
-SLOW_MACHINE: Final = re.compile(r"EventPerformanceMonitor|processExpiredBrokerHeartbeat: .* overloaded")
-"""What Kafka calls an error and is none: one of its threads waited for a CPU for two seconds."""
+SLOW_MACHINE: Final = re.compile(
+    r"EventPerformanceMonitor|processExpiredBrokerHeartbeat: .* overloaded"
+    r"|fetcher: Failed fetch offsets from .* NotLeaderForPartitionError"
+)
+"""What Kafka and its client call an error and is none: one of its threads waited for a CPU for two seconds;
+the broker does not know yet that it leads a partition that was just made, and is asked again."""
 
 
 @dataclass

@@ -181,6 +181,8 @@ def test_a_card_number_across_two_blocks_of_a_file_is_found(tmp_path, monkeypatc
         ("Traceback (most recent call last):", True),
         ("[2026-01-01] FATAL Exiting Kafka", True),
         ("[2026-01-01] ERROR EventPerformanceMonitor: Exceptionally slow controller event", False),
+        ("x ERROR   fetcher: Failed fetch offsets from 1: [Error 6] NotLeaderForPartitionError: y", False),
+        ("x ERROR   fetcher: Failed fetch offsets from 1: [Error 29] TopicAuthorizationFailed: y", True),
     ],
 )
 def test_errors_in_logs_are_seen(tmp_path, line, bad):
