@@ -3,7 +3,6 @@
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-ARG SOURCE_DATE_EPOCH=0
 # hadolint ignore=DL3008 # the base's release pins the versions
 RUN mkdir -p /usr/share/man/man1 \
  && apt-get update \
@@ -11,8 +10,7 @@ RUN mkdir -p /usr/share/man/man1 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/* \
  && groupadd --gid 10001 kafka \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/kafka --shell /usr/sbin/nologin kafka \
- && install --directory --owner kafka --group kafka --mode 0700 /var/lib/kafka /var/lib/kafka/data \
- && find / -xdev -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
+ && install --directory --owner kafka --group kafka --mode 0700 /var/lib/kafka /var/lib/kafka/data
 COPY build/docker/kafka /opt/kafka/libs
 COPY docker/kafka-start docker/kafka-health docker/log4j2.properties /opt/kafka/
 USER 10001:10001

@@ -3,7 +3,6 @@
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-ARG SOURCE_DATE_EPOCH=0
 # hadolint ignore=DL3008 # the base's release pins the versions
 RUN groupadd --gid 10001 postgres \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/postgresql --shell /usr/sbin/nologin postgres \
@@ -12,8 +11,7 @@ RUN groupadd --gid 10001 postgres \
  && apt-get install -y --no-install-recommends postgresql-15 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/* \
       /usr/lib/postgresql/15/lib/bitcode /etc/ssl/private/ssl-cert-snakeoil.key /etc/ssl/certs/ssl-cert-snakeoil.pem \
- && install --directory --owner postgres --group postgres --mode 0700 /var/lib/postgresql/data /secrets \
- && find / -xdev -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
+ && install --directory --owner postgres --group postgres --mode 0700 /var/lib/postgresql/data /secrets
 COPY docker/postgresql-start /usr/local/bin/
 ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin \
     PGDATA=/var/lib/postgresql/data/main \
