@@ -28,12 +28,18 @@ def test_an_object_is_there_once(overlay: str):
     assert len(names) == len(set(names))
 
 
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """kubeconform's arguments for custom resources."""
+    places = custom_schemas(tmp_path_factory.mktemp("custom"))
+    return [argument for place in places for argument in ("-schema-location", place)]
+
+
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_schemas_of_a_kubernetes_version_hold(version: str, tmp_path: Path):
+def test_the_schemas_of_a_kubernetes_version_hold(version: str, custom: list[str], tmp_path: Path):
     everything = [one for overlay in OVERLAYS for one in manifests_of(overlay)]
     kinds = {(one["apiVersion"], one["kind"]) for one in everything}
     core = core_schemas(version, kinds, tmp_path)
-    custom = [argument for place in custom_schemas(tmp_path) for argument in ("-schema-location", place)]
     checked = run(
         "kubeconform", "-strict", "-summary", "-schema-location", core, *custom,
         manifests="---\n".join(text_of(overlay) for overlay in OVERLAYS),
