@@ -137,7 +137,7 @@ class Fault(ValueError):
 
 def _row(line: int, members: dict[str, Any], allowed: frozenset[str]) -> Row:
     kind = members.pop("kind", None)
-    if kind not in allowed or not isinstance(kind, str):
+    if not isinstance(kind, str) or kind not in allowed:
         raise Fault("kind", f"must be {' or '.join(sorted(allowed))}")
     columns = KINDS[kind]
     if unknown := [name for name in members if name not in columns]:

@@ -49,6 +49,7 @@ def test_csv_says_the_same(tmp_path):
     ("change", "says"),
     [
         ({"kind": "card"}, "line 2: kind must be account or hold"),
+        ({"kind": ["account"]}, "line 2: kind must be account or hold"),
         ({"pan": "4111111111111112"}, "line 2: pan has a wrong check digit"),
         ({"pan": None}, "line 2: pan is missing"),
         ({"limit": "1000"}, "line 2: limit must have exactly 2 decimals, has 0"),
