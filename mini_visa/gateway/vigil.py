@@ -83,11 +83,13 @@ class Vigil:
         return ""
 
     def saw(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
-        """The group's committed positions as they are now."""
+        """The group's committed positions as they are now. A coordinator that has just moved is said to have
+        none (aiokafka does not look at the error): that is no move, and what was seen before counts."""
         for place in self._places:
             if place[0] == group:
-                position = positions.get(place[1], NONE)
-                if self._positions.get(place, position) != position:
+                former = self._positions.get(place)
+                position = positions.get(place[1], NONE if former is None else former)
+                if former is not None and former != position:
                     self._moved_at[place] = self._now()
                 self._positions[place] = position
 

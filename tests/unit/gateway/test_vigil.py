@@ -62,6 +62,14 @@ def test_the_first_commit_of_a_new_group_is_a_move(vigil):
     assert vigil.silent() == ""
 
 
+def test_positions_that_cannot_be_seen_for_once_are_no_move(vigil):
+    for group in SOURCE:
+        see(vigil, group, 1, 1)
+        see(vigil, group, -1, -1)
+        see(vigil, group, 1, 1)
+    assert vigil.silent() == "risk on card.requests/0 was not seen to work yet."
+
+
 def test_a_partition_is_silent_when_what_began_with_the_silence_has_missed_its_deadline(vigil, clock):
     for group in SOURCE:
         see(vigil, group, 1, 1)
