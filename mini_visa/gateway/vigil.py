@@ -96,22 +96,24 @@ class Vigil:
     async def _run(self) -> None:
         complained = False
         while True:
-            admin = AIOKafkaAdminClient(**client_options(self._settings))
             try:
-                await admin.start()
-                while True:
-                    for group in self._groups:
-                        committed = await admin.list_consumer_group_offsets(group)
-                        self.saw(group, {at: position.offset for at, position in committed.items()})
-                    complained = False
-                    await asyncio.sleep(FIRST_LOOK_S if len(self._moved_at) < len(self._places) else LOOK_S)
+                admin = AIOKafkaAdminClient(**client_options(self._settings))
+                try:
+                    await admin.start()
+                    while True:
+                        for group in self._groups:
+                            committed = await admin.list_consumer_group_offsets(group)
+                            self.saw(group, {at: position.offset for at, position in committed.items()})
+                        complained = False
+                        unseen = len(self._moved_at) < len(self._places)
+                        await asyncio.sleep(FIRST_LOOK_S if unseen else LOOK_S)
+                finally:
+                    await admin.close()
             except (KafkaError, BrokerError, OSError) as error:
                 if not complained:
                     log.warning("cannot see what the services do (%s): trying again", type(error).__name__)
                     complained = True
                 await asyncio.sleep(LOOK_S)
-            finally:
-                await admin.close()
 
 
 def _words(place: Place) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiokafka.structs import TopicPartition
 
@@ -90,3 +92,16 @@ def test_nothing_seen_any_more_is_silence_too(vigil, clock):
         see(vigil, group, 2, 2)
     clock.now += 60.0
     assert vigil.silent() != ""
+
+
+async def test_settings_that_cannot_be_used_for_now_do_not_end_it(caplog):
+    """No password: what a certificate that is just being replaced looks like."""
+    settings = Settings(environment="test", broker="kafka://127.0.0.1:1", kafka_security="SASL_PLAINTEXT")
+    vigil = Vigil(settings)
+    vigil.start(dict.fromkeys(GROUPS.values(), 1))
+    try:
+        await asyncio.sleep(0.05)
+        assert vigil._task is not None and not vigil._task.done()
+        assert "cannot see what the services do (BrokerError)" in caplog.text
+    finally:
+        await vigil.stop()
