@@ -94,6 +94,7 @@ class TestCompose:
         assert {"listeners", "advertised.listeners"} <= different
         assert all("listener" in key for key in different), different
         assert given["auto.create.topics.enable"] == "false"
+        assert "add.partitions.to.txn.retry.backoff.ms" in given, "what a transaction waits for most"
 
 
 class TestSecretsAsFiles:
