@@ -110,9 +110,20 @@ def decide(transaction: Open, history: Sequence[State]) -> Decision:
     if history and history[-1].status in under_way and place in history[-1].partitions:
         return Decision.OPEN
     decisions = {PREPARE_COMMIT: Decision.COMMIT, PREPARE_ABORT: Decision.ABORT}
-    for state in reversed(history):
-        if place in state.partitions and state.status in decisions:
-            return decisions[state.status]
+    found, begun = None, None
+    for state in history:
+        if state.status == ONGOING:
+            begun = state.epoch
+        elif state.status in decisions and place in state.partitions:
+            # One about a transaction before it says nothing of this one. Since transaction version 2 each has
+            # an epoch of its own and is decided under the next: what tells them apart is how it began.
+            about_it = transaction.epoch < state.epoch if begun is None else transaction.epoch == begun
+            if about_it:
+                found = decisions[state.status]
+        elif state.status not in under_way:
+            begun = None
+    if found is not None:
+        return found
     # Not a word of this partition. If the log still holds the beginning of the producer's epoch, and so all
     # that followed, then its coordinator was never told: no commit that anybody was promised covers it.
     if any(state.status == EMPTY and state.epoch == transaction.epoch for state in history):

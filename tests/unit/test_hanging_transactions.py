@@ -38,10 +38,28 @@ def test_what_was_decided_counts():
 
 
 def test_the_last_decision_about_the_partition_counts():
-    first = [BEGINNING, state(PREPARE_ABORT, HERE), state(COMPLETE_COMMIT)]
-    second = [state(PREPARE_COMMIT, HERE), state(COMPLETE_COMMIT)]
+    first = [BEGINNING, state(ONGOING, HERE), state(PREPARE_ABORT, HERE), state(COMPLETE_COMMIT)]
+    second = [state(ONGOING, HERE), state(PREPARE_COMMIT, HERE), state(COMPLETE_COMMIT)]
     later_elsewhere = [state(PREPARE_ABORT, THERE), state(5)]
     assert decide(HUNG, [*first, *second, *later_elsewhere]) is Decision.COMMIT
+
+
+def test_a_transaction_that_has_an_epoch_of_its_own_is_decided_under_the_next():
+    """Transaction version 2, what the kernel's are of."""
+    own = [state(ONGOING, HERE), state(PREPARE_COMMIT, HERE, epoch=3), state(COMPLETE_COMMIT, epoch=3)]
+    assert decide(HUNG, own) is Decision.COMMIT
+    assert decide(HUNG, own[1:]) is Decision.COMMIT, "its beginning was compacted away"
+
+
+def test_that_the_one_before_it_was_committed_says_nothing():
+    """The coordinator's log has lost its end: it knows nothing of what the partition has."""
+    before = [
+        state(ONGOING, HERE, epoch=1),
+        state(PREPARE_COMMIT, HERE, epoch=2),
+        state(COMPLETE_COMMIT, epoch=2),
+    ]
+    for history in (before, before[1:]):
+        assert decide(HUNG, history) is Decision.UNKNOWN
 
 
 def test_a_fenced_transaction_is_aborted_under_the_next_epoch():
