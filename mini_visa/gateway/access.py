@@ -70,11 +70,13 @@ def keys_file(settings: Settings) -> Path:
 
 
 def list_keys(path: Path) -> list[AccessKey]:
-    """Every key ever made, revoked ones too. Raises `AccessError` on a damaged file."""
+    """Every key ever made, revoked ones too. Raises `AccessError` on one that cannot be used."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read: {error.strerror}") from None
     try:
         return msgspec.json.decode(data, type=list[AccessKey])
     except msgspec.DecodeError as error:
@@ -171,7 +173,8 @@ class Access:
         return Client(known.name, own)
 
     def _reload(self) -> None:
-        """Reads the file when it has changed. A damaged file leaves the keys known before in force."""
+        """Reads the file when it, or who may read it, has changed. One that cannot be used leaves
+        the keys known before in force."""
         now = monotonic()
         if now - self._looked < RELOAD_S:
             return
@@ -181,7 +184,7 @@ class Access:
         except FileNotFoundError:
             self._keys, self._stamp = {}, None
             return
-        stamp = (status.st_mtime_ns, status.st_ino)
+        stamp = (status.st_ctime_ns, status.st_ino)
         if stamp == self._stamp:
             return
         self._stamp = stamp

@@ -117,6 +117,18 @@ def test_a_file_that_is_damaged_later_leaves_the_keys_in_force(
     assert "keys stay as they were" in caplog.text
 
 
+def test_a_file_that_cannot_be_read_leaves_the_keys_in_force(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = create_key(keys_file(settings), "shop", ["payments:write"])
+    used = Access(settings)
+    keys_file(settings).unlink()
+    keys_file(settings).mkdir()
+    for _ in range(2):
+        assert used.client(f"Bearer {key}", "payments:write").name == "shop"
+    assert "cannot be read: Is a directory" in caplog.text
+
+
 def test_a_file_that_is_gone_leaves_nobody(settings: Settings) -> None:
     key = create_key(keys_file(settings), "shop", ["payments:write"])
     used = Access(settings)
