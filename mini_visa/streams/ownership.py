@@ -37,6 +37,7 @@ from mini_visa.streams.store import (
     encode_progress,
 )
 from mini_visa.streams.wire import Chunk, Wire
+from mini_visa.transactions import GRACE_S, finish, hanging
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ FUTURE_MS_MAX: Final = 60_000
 """A record further ahead of the clock than this is dead-lettered: it would expire everything."""
 RESTORE_STALL_S: Final = 60.0
 """A restore that does not advance for so long never will."""
+MEND_AFTER_S: Final = GRACE_S + 1.0
+"""Beyond a transaction's time-out: whatever is open in the changelog for longer has lost its marker."""
 
 
 class State(StrEnum):
@@ -263,7 +266,8 @@ class Ownership:
                 applied, from_disk = None, False
         position = first if applied is None else applied.offset + 1
         self._applied_offset = position - 1
-        records, progressed = 0, time.monotonic()
+        records, progressed, mended = 0, time.monotonic(), False
+        mend_after_s = self.plan.settings.transaction_timeout_s + MEND_AFTER_S
         counter = metrics.RESTORED.labels(self.plan.processor.name)
         fetching = self._fetch_changelog(position) if position < end else None
         try:
@@ -274,8 +278,12 @@ class Ownership:
                 elif time.monotonic() - progressed > RESTORE_STALL_S:
                     raise Fatal(
                         f"{self.name}: restoring stands at offset {position} of {end} of "
-                        f"{self._changelog.topic} for {RESTORE_STALL_S:.0f} s: a transaction is open in it"
+                        f"{self._changelog.topic} for {RESTORE_STALL_S:.0f} s: a transaction is open in it. "
+                        "mini-visa doctor --repair finds and ends it, where its coordinator has decided it"
                     )
+                elif not mended and time.monotonic() - progressed > mend_after_s:
+                    mended = True
+                    await self._mend()
                 fetching = self._fetch_changelog(position) if position < end else None
                 await asyncio.sleep(0)  # the request goes out, and is answered while these rows are written
                 if not chunk.records:
@@ -292,6 +300,19 @@ class Ownership:
                 fetching.cancel()
                 await asyncio.gather(fetching, return_exceptions=True)
         return _Restored(records, from_disk)
+
+    async def _mend(self) -> None:
+        """End transactions that were decided and hang all the same, here and wherever else: a single Kafka
+        that is killed forgets markers when it starts again. The fence has made sure that the one at hand is
+        decided. Where a service may not write markers, an operator has to: `mini-visa doctor --repair`."""
+        settings = self.plan.settings
+        try:
+            for ended in await finish(settings, await hanging(settings)):
+                log.warning("%s: %s; it is written now", self.name, ended)
+        except Exception as error:
+            log.warning(
+                "%s: looking for transactions that hang: %s: %s", self.name, type(error).__name__, error
+            )
 
     def _fetch_changelog(self, position: int) -> asyncio.Task[Chunk]:
         return asyncio.create_task(

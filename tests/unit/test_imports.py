@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "mini_visa.settings",
                 "mini_visa.streams",
                 "mini_visa.topics",
+                "mini_visa.transactions",
             }
         ),
     ),

@@ -541,6 +541,33 @@ async def test_a_restore_that_cannot_end_is_given_up(bench: Bench, monkeypatch: 
         await stranger.abort_transaction()
 
 
+async def test_a_marker_that_got_lost_is_written_and_the_restore_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Point 16: Kafka, killed and started again, has decided a transaction and forgotten a marker of it."""
+    monkeypatch.setattr(ownership, "MEND_AFTER_S", -9.0)
+    lab = bench.laboratory
+    await fill(bench, range(10))
+    ended: list[Any] = []
+
+    async with plain_producer(lab, transactional_id=f"{lab.prefix}.stranger") as stranger:
+        await stranger.begin_transaction()
+        await stranger.send_and_wait(lab.changelog(), b"x", key=b"rows\0x", partition=0)
+
+        async def lost(settings: Any) -> list[Any]:
+            return ["the marker of the stranger's transaction"]
+
+        async def write(settings: Any, found: list[Any]) -> list[Any]:
+            ended.extend(found)
+            await stranger.abort_transaction()
+            return found
+
+        monkeypatch.setattr(ownership, "hanging", lost)
+        monkeypatch.setattr(ownership, "finish", write)
+        owner = await bench.acquire()
+    assert len(ended) == 1 and owner.state is State.RUNNING
+
+
 async def test_the_progress_record_is_in_every_transaction(bench: Bench) -> None:
     """Point 3."""
     lab = bench.laboratory
