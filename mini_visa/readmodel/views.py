@@ -6,7 +6,7 @@ in `ALL`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, get_args
 
@@ -15,7 +15,6 @@ import msgspec
 from mini_visa import topics
 from mini_visa.domain import events
 from mini_visa.domain.clearing import ClearingItem
-from mini_visa.domain.commands import FraudAlert
 from mini_visa.domain.ids import InvalidId, account_of
 from mini_visa.domain.lifecycle import clearing_status
 from mini_visa.domain.money import EXPONENTS
@@ -103,12 +102,7 @@ def payment_rows(partition: int, records: Sequence[Any], changes: Changes, refus
     payments: dict[int, tuple[Payment, int]] = {}
     log = changes.rows(EVENTS)
     position = NO_POSITION
-    for record in records:
-        try:
-            event: Any = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for record, event in _decoded(records, decode, refuse):
         position = event.position
         kind = type(event)
         if kind is events.TimePassed:
@@ -180,12 +174,7 @@ def alert_rows(partition: int, records: Sequence[Any], changes: Changes, refuse:
     """fraud.alerts: each alert as it is."""
     rows = changes.rows(ALERTS)
     decode = topics.FRAUD_ALERTS.decode
-    for record in records:
-        try:
-            alert: FraudAlert = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for record, alert in _decoded(records, decode, refuse):
         rows[alert.alert_id] = (
             alert.alert_id,
             alert.account,
@@ -202,12 +191,7 @@ def journal_rows(partition: int, records: Sequence[Any], changes: Changes, refus
     rows, lines = changes.rows(ENTRIES), changes.rows(POSTINGS)
     sums: dict[tuple[str, str, str, int], list[int]] = {}
     decode = topics.LEDGER_JOURNAL.decode
-    for record in records:
-        try:
-            entry = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for record, entry in _decoded(records, decode, refuse):
         key = entry_key(entry.journal, partition, entry.number)
         payment = payment_key(entry.payment_id, partition) if entry.payment_id else None
         rows[key] = key, entry.journal, payment, entry.at, entry.kind, record.value.decode()
@@ -231,12 +215,7 @@ def settlement_rows(partition: int, records: Sequence[Any], changes: Changes, re
     """settlement.positions: net positions of merchants, and which cycles are closed."""
     positions, cycles = changes.rows(POSITIONS), changes.rows(CYCLES)
     decode = topics.SETTLEMENT_POSITIONS.decode
-    for record in records:
-        try:
-            fact = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for record, fact in _decoded(records, decode, refuse):
         if isinstance(fact, CycleClosed):
             cycle = fact.cycle, fact.partition
             cycles[cycle] = (*cycle, fact.positions, fact.closed_at, fact.end_item)
@@ -250,12 +229,7 @@ def saga_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: 
     """payment.sagas: the latest that was said about each."""
     rows = changes.rows(SAGAS)
     decode = topics.PAYMENT_SAGAS.decode
-    for record in records:
-        try:
-            saga = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for record, saga in _decoded(records, decode, refuse):
         key = payment_key(saga.payment_id, partition)
         rows[key] = key, saga.state, saga.since, record.value.decode()
     return NO_POSITION
@@ -265,12 +239,7 @@ def item_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: 
     """clearing.items: where each cleared capture is among them."""
     rows = changes.rows(ITEMS)
     decode = topics.CLEARING_ITEMS.decode
-    for record in records:
-        try:
-            item = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for record, item in _decoded(records, decode, refuse):
         if isinstance(item, ClearingItem) and item.n:
             of = item.payment_id, item.n
             rows[of] = (*of, partition, record.offset)
@@ -281,12 +250,7 @@ def rule_rows(partition: int, records: Sequence[Any], changes: Changes, refuse: 
     """risk.rules: each version of a rule that a partition has put in force."""
     rows = changes.rows(RULES)
     decode = topics.RISK_RULES.decode
-    for record in records:
-        try:
-            put = decode(record.value)
-        except ValueError as error:
-            refuse(record, str(error))
-            continue
+    for _, put in _decoded(records, decode, refuse):
         of = put.rule.id, put.rule.version, partition
         rows[of] = (*of, put.at, msgspec.json.encode(put.rule).decode())
     return NO_POSITION
@@ -305,3 +269,16 @@ ALL: Final[tuple[View, ...]] = (
     View(topics.PAYMENT_SAGAS, saga_rows, (SAGAS,)),
     View(topics.RISK_RULES, rule_rows, (RULES,)),
 )
+
+
+def _decoded(
+    records: Sequence[Any], decode: Callable[[bytes | None], Any], refuse: Refuse
+) -> Iterator[tuple[Any, Any]]:
+    """Each record with its message; `refuse` is told of those that cannot be decoded."""
+    for record in records:
+        try:
+            message = decode(record.value)
+        except ValueError as error:
+            refuse(record, str(error))
+        else:
+            yield record, message
