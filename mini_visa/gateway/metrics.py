@@ -44,6 +44,12 @@ class Metrics:
             "Requests beyond this are answered 503.",
             registry=self.registry,
         )
+        self.silent_partitions = Gauge(
+            "mini_visa_gateway_silent_partitions",
+            "Partitions that this service has not worked on for longer than a request waits.",
+            ["service"],
+            registry=self.registry,
+        )
         self.refused = Counter(
             "mini_visa_gateway_refused",
             "Requests refused before any work.",

@@ -395,6 +395,7 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
     "BackTest": BACK_TEST,
     "OpenApi": {"type": "object", "required": ["openapi", "info", "paths"]},
     "Status": _object({"status": _text()}),
+    "Readiness": _object({"status": _text(), "silent": _list(_text("A partition."))}),
     "Problem": PROBLEM,
 }
 

@@ -25,15 +25,15 @@ async def healthz(call: Call) -> Reply:
 
 
 async def readyz(call: Call) -> Reply:
-    """Can an authorization be answered now?"""
+    """Can authorizations be answered now? One that some partition would not answer is named, see `Vigil`."""
     gateway = call.gateway
     if gateway.draining:
         raise busy("shutting-down", "Shutting down.")
     if not await gateway.exchange.reachable(timeout_s=1.0):
         raise busy("not-ready", "No working connection to Kafka.")
-    if silent := gateway.vigil.silent():
-        raise busy("not-ready", silent)
-    return Reply(orjson.dumps({"status": "ready"}))
+    if reason := gateway.vigil.unable():
+        raise busy("not-ready", reason)
+    return Reply(orjson.dumps({"status": "ready", "silent": gateway.vigil.silent()}))
 
 
 async def metrics(call: Call) -> Reply:

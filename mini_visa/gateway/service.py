@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from functools import partial
 from secrets import token_hex
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from mini_visa.gateway.limits import RateLimit
 from mini_visa.gateway.metrics import Metrics
 from mini_visa.gateway.problems import Problem, busy, not_found
 from mini_visa.gateway.recent import Recent
-from mini_visa.gateway.vigil import Vigil
+from mini_visa.gateway.vigil import GROUPS, Vigil
 from mini_visa.readmodel import DatabaseUnusable, ReadModel, SchemaNewer, SchemaOlder
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import Topic
@@ -72,6 +73,9 @@ class Gateway:
         """Held while one runs."""
         metrics.in_flight_max.set(settings.gateway_in_flight_max)
         metrics.in_flight.set_function(lambda: self.in_flight)
+        for group in GROUPS:
+            silent = metrics.silent_partitions.labels(group.partition(".")[0])
+            silent.set_function(partial(self.vigil.silent_of, group))
 
     def enter(self) -> None:
         """A request begins. Every `enter` has its `leave`."""

@@ -2,6 +2,9 @@
 
 Every second (the setting `tick_interval_s`) a worker tells each of its partitions that time has passed, and
 commits its position past that: a partition whose position stands still has no worker, or one that is stuck.
+
+One such partition is no reason to be unready: every gateway sees the same one, so the cards of all others
+would lose their way in too. It is counted and named; only a service that works nowhere is a reason.
 """
 
 from __future__ import annotations
@@ -25,13 +28,16 @@ log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 FIRST_LOOK_S: Final = 0.1
-"""Until everything was seen to move once: a system that starts is ready as soon as it works."""
+"""Until everything was seen to move once (for `patience_s` at most): a system that starts is ready as soon
+as it works."""
 GROUPS: Final = {
     "risk.assess": topics.CARD_REQUESTS.name,
     "authorization.decide": topics.ACCOUNT_COMMANDS.name,
 }
 """What an authorization passes on its way: SERVICE.PROCESSOR and its source."""
 
+SHOWN_MAX: Final = 10
+"""Silent partitions that are named."""
 NONE: Final = -1
 """The position of a group that has committed none."""
 
@@ -46,12 +52,16 @@ class Vigil:
         self.silence_s = settings.gateway_deadline_s + 2 * settings.tick_interval_s
         """After this long without a move an authorization that began with the silence has missed its
         deadline."""
+        self.patience_s = settings.session_timeout_s + self.silence_s
+        """A gateway that has just started waits so long for every partition: until then another worker has
+        what a dead one had, or there is something wrong that waiting does not mend."""
         self._settings = settings
         self._now = now
         self._groups = {f"{settings.environment}.{group}": topic for group, topic in GROUPS.items()}
         self._places: list[Place] = []
         self._positions: dict[Place, int] = {}
         self._moved_at: dict[Place, float] = {}
+        self._began = now()
         self._task: asyncio.Task[None] | None = None
 
     def start(self, partitions: Mapping[str, int]) -> None:
@@ -65,22 +75,53 @@ class Vigil:
             for group, topic in self._groups.items()
             for partition in range(partitions[topic])
         ]
+        self._began = self._now()
 
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def silent(self) -> str:
-        """A partition that nobody works on, in words; "" when there is none."""
+    def unable(self) -> str:
+        """Why no authorization at all would be answered, in words; "" where some are, or may be."""
         now = self._now()
-        for place in self._places:
-            moved_at = self._moved_at.get(place)
-            if moved_at is None:
-                return f"{_words(place)} was not seen to work yet."
-            if now - moved_at > self.silence_s:
-                return f"{_words(place)} has not worked for {now - moved_at:.0f} s."
+        if self._is_new(now):
+            place = next(place for place in self._places if place not in self._moved_at)
+            return f"{_words(place)} was not seen to work yet."
+        silent = set(self._silent(now))
+        for group, topic in self._groups.items():
+            if all(place in silent for place in self._places if place[0] == group):
+                return (
+                    f"{_service(group)} on {topic} works on no partition for {self.silence_s:.0f} s or more."
+                )
         return ""
+
+    def silent(self) -> list[str]:
+        """Partitions that nobody works on, in words: `SHOWN_MAX` of them at most."""
+        now = self._now()
+        shown = []
+        for place in self._silent(now)[:SHOWN_MAX]:
+            moved_at = self._moved_at.get(place)
+            since = (
+                "was not seen to work yet"
+                if moved_at is None
+                else f"has not worked for {now - moved_at:.0f} s"
+            )
+            shown.append(f"{_words(place)} {since}.")
+        return shown
+
+    def silent_of(self, group: str) -> int:
+        """How many partitions of one of `GROUPS` nobody works on."""
+        return sum(place[0].endswith(f".{group}") for place in self._silent(self._now()))
+
+    def _is_new(self, now: float) -> bool:
+        """Has just begun, and has yet to see some partition move."""
+        return len(self._moved_at) < len(self._places) and now - self._began <= self.patience_s
+
+    def _silent(self, now: float) -> list[Place]:
+        return [
+            place for place in self._places if now - self._moved_at.get(place, float("-inf")) > self.silence_s
+        ]
 
     def saw(self, group: str, positions: Mapping[TopicPartition, int]) -> None:
         """The group's committed positions as they are now. A coordinator that has just moved is said to have
@@ -105,8 +146,7 @@ class Vigil:
                             committed = await admin.list_consumer_group_offsets(group)
                             self.saw(group, {at: position.offset for at, position in committed.items()})
                         complained = False
-                        unseen = len(self._moved_at) < len(self._places)
-                        await asyncio.sleep(FIRST_LOOK_S if unseen else LOOK_S)
+                        await asyncio.sleep(FIRST_LOOK_S if self._is_new(self._now()) else LOOK_S)
                 finally:
                     await admin.close()
             except (KafkaError, BrokerError, OSError) as error:
@@ -118,4 +158,8 @@ class Vigil:
 
 def _words(place: Place) -> str:
     group, partition = place
-    return f"{group.split('.')[-2]} on {partition.topic}/{partition.partition}"
+    return f"{_service(group)} on {partition.topic}/{partition.partition}"
+
+
+def _service(group: str) -> str:
+    return group.split(".")[-2]
