@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench import failover, gateway, growth, parts, peers, pipeline, restore, services, smoke
+from tests.bench.processes import stop_in_order_when_told
 from tests.bench.report import (
     Result,
     console,
@@ -169,6 +170,7 @@ def run_one(name: str, measure: Measurement) -> Result:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
+    stop_in_order_when_told()
     name = options.benchmark or "all"
     if name == "all":
         names = getattr(options, "only", " ".join(ALL)).split()
@@ -185,4 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -35,6 +35,17 @@ def pin_self(core: int) -> None:
         os.sched_setaffinity(0, {core})
 
 
+def dying_with_parent() -> list[str]:
+    """The command prefix that has Linux kill a process when the thread that started it ends, however that
+    does; nothing where that cannot be had."""
+    return ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+
+
+def stop_in_order_when_told() -> None:
+    """SIGTERM ends this process as Ctrl-C does: what it started is stopped, what it wrote is thrown away."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
 class Watched:
     """A process and all its descendants: `with Watched(command, log=...) as worker: ...`.
 
@@ -50,7 +61,7 @@ class Watched:
         core: int | None = TEST_CORE,
         cwd: Path | None = None,
     ) -> None:
-        self.command = [*(pinned(core) if core is not None else ()), *command]
+        self.command = [*dying_with_parent(), *(pinned(core) if core is not None else ()), *command]
         self.log = log
         self.rss_peak_mib = 0.0
         self._env = {**os.environ, **(env or {})}
