@@ -4,12 +4,11 @@ the rules in force and with the proposed version among them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Final
 
-from agents.risk import PARTITIONS, assess
+from agents.risk import assess
 from mini_visa import topics
 from mini_visa.domain.commands import Authorize, Increment
 from mini_visa.domain.payment import Verdict
@@ -20,9 +19,10 @@ from mini_visa.streams.table import SEPARATOR
 from mini_visa.streams.testing import DEAD_LETTERS, MemoryStore
 from tables.rules import CURRENT, RULES
 
-BATCH_RECORDS: Final = 1_000
 DIFFERENCES_MAX: Final = 1_000
 """Differences that are shown one by one; all are counted."""
+ROW_BYTES: Final = 250
+"""What a row in memory takes beside its key and value: their objects, and a place for them."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +66,40 @@ class Comparison:
             self.differences.append(Difference(before.account, before.request_id, before.amount, old, new))
 
 
-def back_test(records: Iterable[Record], current: RuleSet, proposed: Rule, *, since: int = 0) -> Comparison:
-    """Compare over `records`, one partition of card.requests from some offset on, in order. Windows begin
-    empty there, so start one window before what is of interest, which is from `since` (ms) on. Raises
-    `RuleConflict` for a version that could not be put in force."""
-    runs = [_service(current), _service(current.put(proposed))]
-    comparison = Comparison()
-    remaining = iter(records)
-    while batch := list(islice(remaining, BATCH_RECORDS)):
-        before, after = (list(_passed_on(run, batch)) for run in runs)
+class BackTest:
+    """One partition of card.requests from some offset on, fed in order. Windows begin empty there, so start
+    one window before what is of interest, which is from `since` (ms) on."""
+
+    def __init__(self, current: RuleSet, proposed: Rule, *, partitions: int, since: int = 0) -> None:
+        """`partitions`: of card.requests. Raises `RuleConflict` for a version that could not be put in
+        force."""
+        self.comparison = Comparison()
+        self._runs = [_service(rules, partitions) for rules in (current, current.put(proposed))]
+        self._since = since
+
+    @property
+    def held_bytes(self) -> int:
+        """About what the memory of both services takes."""
+        return sum(store.bytes + ROW_BYTES * len(store.rows) for _, store in self._runs)
+
+    def feed(self, batch: Sequence[Record]) -> None:
+        before, after = (list(_passed_on(run, batch)) for run in self._runs)
         for (at, old), (_, new) in zip(before, after, strict=True):
-            if at >= since:
-                comparison.see(old, new)
-    return comparison
+            if at >= self._since:
+                self.comparison.see(old, new)
 
 
-def _service(rules: RuleSet) -> tuple[Execution, MemoryStore]:
+def _service(rules: RuleSet, partitions: int) -> tuple[Execution, MemoryStore]:
     store = MemoryStore()
     table = RULES.name.encode() + SEPARATOR
     row = RULES.encode(rules)
     store.write([(table + CURRENT, row), (table + str(rules.number).encode(), row)])
-    counts = {topic.name: PARTITIONS for topic in (assess.source, *assess.sinks)}
+    counts = {topic.name: partitions for topic in (assess.source, *assess.sinks)}
     return Execution(assess, 0, store, dead_letters=DEAD_LETTERS, partition_counts=counts), store
 
 
 def _passed_on(
-    run: tuple[Execution, MemoryStore], batch: list[Record]
+    run: tuple[Execution, MemoryStore], batch: Sequence[Record]
 ) -> Iterator[tuple[int, Authorize | Increment]]:
     """With their times, ms."""
     execution, store = run

@@ -987,13 +987,14 @@ def rules_backtest(
 
     The file: {"rule": RULE, "current": [RULE, ...], "from_ms": N, "to_ms": N}; only `rule` is required, its
     fields are those of GET /rules, with `id` for its name."""
-    from mini_visa.backtest import question_of, run
+    from mini_visa.backtest import bounded_memory, question_of, run
 
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
-    found = asyncio.run(run(settings(), question_of(data)))
+    with bounded_memory():
+        found = asyncio.run(run(settings(), question_of(data)))
     if as_json:
         print_json(found)
         return

@@ -60,6 +60,10 @@ class TopicError(UserError):
     """A topic of the cluster is not as it must be, and nothing here may change that."""
 
 
+class Stalled(UserError, TimeoutError):
+    """The cluster answers, and has delivered nothing of what there is for `STALLED_S`."""
+
+
 # -- connection ------------------------------------------------------------------------------------
 
 
@@ -521,7 +525,7 @@ async def committed_records(
 ) -> AsyncGenerator[ConsumerRecord, None]:
     """Every committed record of `topics` from `start` (a partition that is not in it: from its first) up
     to `ends` (of None: where each ends now). Reads without a group, so it disturbs nobody. Raises
-    TimeoutError when the broker delivers nothing for `STALLED_S`."""
+    `Stalled` when the broker delivers nothing for `STALLED_S`."""
     if not topics:
         return
     consumer = AIOKafkaConsumer(
@@ -547,24 +551,45 @@ async def committed_records(
         for partition in open_:
             consumer.seek(partition, max(start.get(partition, 0), begins[partition]))
             consumer.resume(partition)
+        positions: dict[TopicPartition, int] = {}
         alive = time.monotonic()
         while open_:
             fetched: dict[TopicPartition, list[Any]] = await consumer.getmany(
                 *open_, timeout_ms=FETCH_WAIT_MS
             )
             for partition, batch in fetched.items():
-                alive = time.monotonic()
                 for record in batch:
                     if record.offset < open_[partition]:
                         yield record
+            if fetched:
+                alive = time.monotonic()  # only now: who reads may take his time over a batch
             for partition in list(open_):
                 # The position passes what holds no record: commit markers, aborted batches.
-                if await consumer.position(partition) >= open_[partition]:
+                position = await _position(consumer, partition, alive)
+                if positions.get(partition) != position:
+                    positions[partition], alive = position, time.monotonic()
+                if position >= open_[partition]:
                     del open_[partition]
             if time.monotonic() - alive > STALLED_S:
-                raise TimeoutError(f"nothing came from {sorted(map(str, open_))} for {STALLED_S:.0f} s")
+                raise _stalled(open_)
     finally:
         await asyncio.shield(consumer.stop())
+
+
+async def _position(consumer: AIOKafkaConsumer, partition: TopicPartition, alive: float) -> int:
+    try:
+        async with asyncio.timeout(max(0.0, alive + STALLED_S - time.monotonic())):
+            return int(await consumer.position(partition))
+    except TimeoutError:
+        raise _stalled([partition]) from None
+
+
+def _stalled(places: Iterable[TopicPartition]) -> Stalled:
+    shown = ", ".join(sorted(f"{place.topic}/{place.partition}" for place in places))
+    return Stalled(
+        f"Kafka delivered nothing of {shown} for {STALLED_S:.0f} s, and there is more. "
+        "Does a broker hang, or a transaction? `mini-visa doctor` tells."
+    )
 
 
 async def newest_timestamp_ms(settings: Settings, topic: str) -> int | None:

@@ -21,6 +21,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.rows: dict[bytes, bytes] = {}
+        self.bytes = 0
+        """Of all keys and values."""
         self._keys: list[bytes] = []
 
     def get(self, key: bytes) -> bytes | None:
@@ -32,13 +34,17 @@ class MemoryStore:
 
     def write(self, changes: Sequence[tuple[bytes, bytes | None]]) -> None:
         for key, value in changes:
+            former = self.rows.get(key)
+            if former is not None:
+                self.bytes -= len(key) + len(former)
             if value is None:
-                if self.rows.pop(key, None) is not None:
-                    del self._keys[bisect_left(self._keys, key)]
+                if former is not None:
+                    del self.rows[key], self._keys[bisect_left(self._keys, key)]
             else:
-                if key not in self.rows:
+                if former is None:
                     insort(self._keys, key)
                 self.rows[key] = value
+                self.bytes += len(key) + len(value)
 
 
 class Sent(NamedTuple):

@@ -7,10 +7,13 @@ import time
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from mini_visa import topics
+from agents.backtest import BackTest
+from mini_visa import backtest, kafka, topics
 from mini_visa.dead_letters import CannotSendBack, letters, send_back
-from mini_visa.domain.commands import ChangeAccount
-from mini_visa.kafka import TopicPlan, apply_topics, committed_records, lag
+from mini_visa.domain.commands import Authorize, ChangeAccount, PutRule
+from mini_visa.domain.payment import Card
+from mini_visa.domain.risk import DEFAULT_RULE_SET, rule_of
+from mini_visa.kafka import Stalled, TopicPlan, apply_topics, committed_records, lag
 
 pytestmark = pytest.mark.broker
 
@@ -70,6 +73,74 @@ async def test_facts_are_never_written_a_second_time(settings, producer):
     await bury(producer, "projection", b"{}", "payment.events/0/3")
     with pytest.raises(CannotSendBack, match="readmodel rebuild"):
         await send_back(settings, "projection")
+
+
+async def test_reading_past_a_transaction_that_hangs_ends_with_what_is_wrong(
+    settings, fresh_broker, environment, monkeypatch
+):
+    monkeypatch.setattr(kafka, "STALLED_S", 0.4)
+    await apply_topics(settings, [TopicPlan("t", 1, 1, {})])
+    async with AIOKafkaProducer(
+        bootstrap_servers=fresh_broker.address, transactional_id=f"{environment}.hangs"
+    ) as hanging:
+        await hanging.begin_transaction()
+        await hanging.send_and_wait("t", b"x", partition=0)
+        with pytest.raises(Stalled, match=r"nothing of t/0 for 0 s.*mini-visa doctor"):
+            async for _ in committed_records(settings, ["t"], {}):
+                pass
+        await hanging.commit_transaction()
+    assert [record.value async for record in committed_records(settings, ["t"], {})] == [b"x"]
+
+
+async def test_who_reads_may_take_longer_over_a_batch_than_kafka_may_be_silent(
+    settings, producer, monkeypatch
+):
+    monkeypatch.setattr(kafka, "STALLED_S", 0.2)
+    await apply_topics(settings, [TopicPlan("t", 1, 1, {})])
+    for number in range(1_000):
+        await producer.send("t", b"%d" % number, partition=0)
+    await producer.flush()
+    read = 0
+    async for _ in committed_records(settings, ["t"], {}):
+        read += 1
+        if read in (1, 500):
+            time.sleep(0.3)  # noqa: ASYNC251  (as a handler that computes does)
+    assert read == 1_000
+
+
+def a_request(number: int, account: str) -> bytes:
+    card = Card(token=account, bin="411111", last4="1111")
+    return topics.CARD_REQUESTS.encode(
+        Authorize(account=account, request_id=f"r-{number}", amount=100, currency="USD", card=card)
+    )
+
+
+async def test_a_back_test_reads_each_partition_within_its_bounds(settings, producer, monkeypatch):
+    """Three requests on one partition, five on the other; then the same with bounds below that."""
+    now = int(time.time() * 1000)
+    for number in range(8):
+        account = "tok_a" if number < 3 else "tok_b"
+        await producer.send_and_wait(
+            topics.CARD_REQUESTS.name, a_request(number, account), account.encode(), number >= 3, now - 5_000
+        )
+    body = {"metric": "count", "window_s": 60, "threshold": 2, "outcome": "decline"}
+    rule = rule_of(PutRule(rule="strict", version=1, body=body))
+
+    async def run(**changes) -> tuple[int, int, bool]:
+        answer = await backtest.run(settings, backtest.Question(**({"rule": rule, "to_ms": now} | changes)))
+        return answer["requests"], answer["declined_after"], answer["complete"]
+
+    assert await run() == (8, 1 + 3, True)
+    assert await run(to_ms=now - 6_000) == (0, 0, True)
+    assert await run(from_ms=now - 4_000) == (0, 0, True), "they only fill the window"
+    monkeypatch.setattr(backtest, "RECORDS_MAX", 6)
+    assert await run() == (6, 1 + 1, False), "three of each partition"
+    monkeypatch.setattr(backtest, "RECORDS_MAX", 8)
+    assert await run() == (8, 1 + 3, True), "what one partition leaves, the next one may have"
+    monkeypatch.setattr(backtest, "BATCH_RECORDS", 1)
+    empty = BackTest(DEFAULT_RULE_SET, rule, partitions=2)
+    monkeypatch.setattr(backtest, "HELD_BYTES_MAX", empty.held_bytes + 1)
+    assert await run() == (2, 0, False), "one of each partition fills it"
 
 
 async def test_lag_tells_how_long_the_oldest_record_has_waited(settings, producer, environment):

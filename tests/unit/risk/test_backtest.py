@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from itertools import pairwise
+
 import pytest
 from a_risk_service import NOON, SECOND, RiskService, an_authorize, an_increment, an_outcome
 
-from agents.backtest import back_test
+from agents.backtest import BackTest, Comparison
 from mini_visa import topics
 from mini_visa.domain.commands import PutRule, Tick
-from mini_visa.domain.risk import DEFAULT_RULE_SET, Rule, RuleConflict, rule_of
+from mini_visa.domain.risk import DEFAULT_RULE_SET, Rule, RuleConflict, RuleSet, rule_of
 from mini_visa.streams import Record
 
 
@@ -25,6 +29,14 @@ def a_log(*messages) -> list[Record]:
         )
         for n, one in enumerate(messages)
     ]
+
+
+def back_test(log: list[Record], current: RuleSet, proposed: Rule) -> Comparison:
+    """In batches of three."""
+    test = BackTest(current, proposed, partitions=4)
+    for start in range(0, len(log), 3):
+        test.feed(log[start : start + 3])
+    return test.comparison
 
 
 def test_decisions_that_would_change_are_counted_and_shown():
@@ -72,3 +84,21 @@ def test_shown_differences_are_bounded(monkeypatch):
     log = a_log(*(an_authorize(f"r{n}") for n in range(9)))
     comparison = back_test(log, DEFAULT_RULE_SET, a_rule(threshold=1))
     assert (len(comparison.differences), comparison.changed) == (2, 8)
+
+
+def test_what_it_takes_of_memory_is_known_while_it_grows():
+    test = BackTest(DEFAULT_RULE_SET, a_rule(1), partitions=4)
+    sizes = [test.held_bytes]
+    for start in range(0, 3_000, 1_000):
+        test.feed(a_log(*(an_authorize(f"r{start + n}") for n in range(1_000))))
+        sizes.append(test.held_bytes)
+    grown = [after - before for before, after in pairwise(sizes)]
+    assert all(1_000 * 2 * 300 < one < 1_000 * 2 * 600 for one in grown), "a row for each in two services"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS does not bound a process's memory")
+def test_a_process_that_would_take_too_much_ends_with_what_to_do():
+    program = "from mini_visa.backtest import bounded_memory\nwith bounded_memory(): bytearray(300 << 20)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "needs more than 288 MiB of memory: choose a shorter one" in ended.stderr
