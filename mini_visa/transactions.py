@@ -75,16 +75,26 @@ class State(NamedTuple):
     epoch: int
     partitions: frozenset[tuple[str, int]]
     updated_ms: int
+    version: int = 0
+    """Transaction version of the client, as far as it had shown one."""
 
 
 EMPTY, ONGOING, PREPARE_COMMIT, PREPARE_ABORT = range(4)
 """Values of `State.status` (Kafka's TransactionState); the others follow from these."""
 
 
+class Verdict(NamedTuple):
+    decision: Decision
+    epoch: int
+    """The producer's, that its marker has to have."""
+
+
 @dataclass(frozen=True)
 class Hanging:
     open: Open
     decision: Decision
+    epoch: int
+    """Of the marker that is missing, see `Verdict`."""
 
     def __str__(self) -> str:
         at = f"{self.open.partition.topic}/{self.open.partition.partition}"
@@ -103,12 +113,17 @@ class NotFinished(UserError):
 # -- decide --------------------------------------------------------------------------------------------
 
 
-def decide(transaction: Open, history: Sequence[State]) -> Decision:
-    """What became of `transaction`. `history`: its producer's records in the coordinator's log, in order."""
+def decide(transaction: Open, history: Sequence[State]) -> Verdict:
+    """What became of `transaction`. `history`: its producer's records in the coordinator's log, in order.
+
+    The marker has the epoch of the decision, as the coordinator's own would: under transaction version 2, and
+    when a producer was fenced, that is the one after the transaction's. With the transaction's own a
+    partition would take a record of it that comes late, and with it a new transaction that nobody ends.
+    """
     place = (transaction.partition.topic, transaction.partition.partition)
     under_way = (ONGOING, PREPARE_COMMIT, PREPARE_ABORT)
     if history and history[-1].status in under_way and place in history[-1].partitions:
-        return Decision.OPEN
+        return Verdict(Decision.OPEN, transaction.epoch)
     decisions = {PREPARE_COMMIT: Decision.COMMIT, PREPARE_ABORT: Decision.ABORT}
     found, begun = None, None
     for state in history:
@@ -119,16 +134,20 @@ def decide(transaction: Open, history: Sequence[State]) -> Decision:
             # an epoch of its own and is decided under the next: what tells them apart is how it began.
             about_it = transaction.epoch < state.epoch if begun is None else transaction.epoch == begun
             if about_it:
-                found = decisions[state.status]
+                found = Verdict(decisions[state.status], state.epoch)
         elif state.status not in under_way:
             begun = None
     if found is not None:
         return found
-    # Not a word of this partition. If the log still holds the beginning of the producer's epoch, and so all
-    # that followed, then its coordinator was never told: no commit that anybody was promised covers it.
-    if any(state.status == EMPTY and state.epoch == transaction.epoch for state in history):
-        return Decision.ABORT
-    return Decision.UNKNOWN
+    # Not a word of this partition. Before version 2 a client announced a partition, or it did not: if the log
+    # still holds the beginning of the producer's epoch, and so all that followed, then its coordinator was
+    # never told, and no commit that anybody was promised covers it. Since version 2 it is the partition's
+    # leader that tells the coordinator, before it takes the first record. So a coordinator that knows nothing
+    # has lost the end of its log, with whatever it had decided: that is not to be guessed.
+    untold = any(state.status == EMPTY and state.epoch == transaction.epoch for state in history)
+    if untold and not any(state.version >= 2 for state in history):
+        return Verdict(Decision.ABORT, transaction.epoch)
+    return Verdict(Decision.UNKNOWN, transaction.epoch)
 
 
 # -- look ----------------------------------------------------------------------------------------------
@@ -150,7 +169,7 @@ async def hanging(settings: Settings, *, after_s: float | None = None) -> list[H
     async for state in _coordinator_log(settings):
         if state.producer_id in wanted:
             history[state.producer_id].append(state)
-    decided = [Hanging(found, decide(found, history[found.producer_id])) for found in old]
+    decided = [Hanging(found, *decide(found, history[found.producer_id])) for found in old]
     ended = [found for found in decided if found.decision is not Decision.OPEN]
     if not ended:
         return []
@@ -221,9 +240,11 @@ def parse(value: bytes) -> State | None:
         return None
     producer_id, epoch, _, status = struct.unpack(">qhib", data.read(15))
     topics = (_TOPICS if version == 0 else _COMPACT_TOPICS).decode(data) or []
-    (updated_ms,) = struct.unpack(">q", data.read(8))
+    (updated_ms, _) = struct.unpack(">qq", data.read(16))
+    tags = TaggedFields.decode(data) if version else {}
+    client = struct.unpack(">h", tags[_CLIENT_VERSION])[0] if _CLIENT_VERSION in tags else 0
     partitions = frozenset((topic, number) for topic, numbers, *_ in topics for number in numbers)
-    return State(status, producer_id, epoch, partitions, updated_ms)
+    return State(status, producer_id, epoch, partitions, updated_ms, client)
 
 
 # -- mend ----------------------------------------------------------------------------------------------
@@ -256,6 +277,8 @@ async def finish(settings: Settings, found: Iterable[Hanging]) -> list[Hanging]:
 # -- Kafka's requests that aiokafka does not have ------------------------------------------------------
 
 _TAGS: Final = ("tags", TaggedFields)
+_CLIENT_VERSION: Final = 2
+"""A tag of TransactionLogValue: ClientTransactionVersion."""
 _TOPICS: Final = Array(("topic", String("utf-8")), ("partitions", Array(Int32)))
 _COMPACT_TOPICS: Final = CompactArray(
     ("topic", CompactString("utf-8")), ("partitions", CompactArray(Int32)), _TAGS
@@ -382,5 +405,5 @@ class _WriteMarker(Request[_WriteMarkerStruct]):  # type: ignore[misc]
         # A leader that has had no marker of this producer yet knows no epoch of its coordinator: -1.
         coordinator_epoch = max(0, found.coordinator_epoch)
         return request_struct_class(
-            [(found.producer_id, found.epoch, committed, [topic], coordinator_epoch, {})], {}
+            [(found.producer_id, self._hung.epoch, committed, [topic], coordinator_epoch, {})], {}
         )

@@ -15,8 +15,10 @@ from mini_visa.transactions import (
     Hanging,
     Open,
     State,
-    decide,
     parse,
+)
+from mini_visa.transactions import (
+    decide as verdict_on,
 )
 
 COMPLETE_COMMIT = 4
@@ -24,8 +26,12 @@ HERE, THERE = ("payment.events", 0), ("payment.events", 1)
 HUNG = Open(TopicPartition(*HERE), 7, 2, 0, 100, 1_000)
 
 
-def state(status: int, *places: tuple[str, int], epoch: int = 2) -> State:
-    return State(status, 7, epoch, frozenset(places), 1_000)
+def state(status: int, *places: tuple[str, int], epoch: int = 2, version: int = 0) -> State:
+    return State(status, 7, epoch, frozenset(places), 1_000, version)
+
+
+def decide(hung: Open, history: list[State]) -> Decision:
+    return verdict_on(hung, history).decision
 
 
 BEGINNING = state(EMPTY)
@@ -78,6 +84,24 @@ def test_what_the_coordinator_never_heard_of_is_no_commit():
     assert decide(HUNG, [BEGINNING, state(PREPARE_COMMIT, THERE), state(COMPLETE_COMMIT)]) is Decision.ABORT
 
 
+def test_under_version_2_a_coordinator_that_knows_nothing_has_lost_it():
+    """Its partitions are joined by their leaders, not announced by the client: none is forgotten."""
+    fenced = state(EMPTY, version=2)
+    assert decide(HUNG, [fenced]) is Decision.UNKNOWN
+    assert decide(HUNG, [BEGINNING, state(ONGOING, THERE, version=2)]) is Decision.UNKNOWN
+    assert decide(HUNG, [state(COMPLETE_COMMIT, version=2)]) is Decision.UNKNOWN
+
+
+def test_the_marker_has_the_epoch_that_the_coordinators_own_would_have():
+    own = [state(ONGOING, HERE), state(PREPARE_COMMIT, HERE, epoch=3), state(COMPLETE_COMMIT, epoch=3)]
+    assert verdict_on(HUNG, own) == (Decision.COMMIT, 3)
+    fenced = [BEGINNING, state(ONGOING, HERE), state(PREPARE_ABORT, HERE, epoch=3), state(EMPTY, epoch=3)]
+    assert verdict_on(HUNG, fenced) == (Decision.ABORT, 3)
+    announced = [BEGINNING, state(ONGOING, HERE), state(PREPARE_COMMIT, HERE), state(COMPLETE_COMMIT)]
+    assert verdict_on(HUNG, announced) == (Decision.COMMIT, 2)
+    assert verdict_on(HUNG, [BEGINNING]) == (Decision.ABORT, 2)
+
+
 def test_nothing_is_guessed_when_the_log_was_compacted():
     assert decide(HUNG, []) is Decision.UNKNOWN
     assert decide(HUNG, [state(COMPLETE_COMMIT)]) is Decision.UNKNOWN
@@ -94,11 +118,13 @@ def test_both_forms_of_the_coordinators_records_are_read():
     wanted = state(PREPARE_COMMIT, HERE, THERE)
     assert parse(b"\x00\x00" + head + plain + tail) == wanted
     assert parse(b"\x00\x01" + head + compact + tail + b"\x00") == wanted
+    client = b"\x02" + b"\x00\x08" + bytes(8) + b"\x02\x02" + b"\x00\x02"
+    assert parse(b"\x00\x01" + head + compact + tail + client) == wanted._replace(version=2)
     assert parse(b"\x00\x00" + head + struct.pack(">i", -1) + tail) == state(PREPARE_COMMIT)
     assert parse(b"\x00\x02") is None
 
 
 def test_people_are_told_what_it_means():
-    assert str(Hanging(HUNG, Decision.COMMIT)) == (
+    assert str(Hanging(HUNG, Decision.COMMIT, 2)) == (
         "payment.events/0 cannot be read beyond offset 99: a transaction was committed, its marker is missing"
     )

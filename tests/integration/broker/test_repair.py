@@ -14,12 +14,25 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import InvalidProducerEpoch
 
 from mini_visa.broker import EmbeddedBroker
 from mini_visa.broker.properties import Node
-from mini_visa.kafka import TopicPlan, apply_topics
+from mini_visa.kafka import TopicPlan, admin, apply_topics, client_options
 from mini_visa.settings import Settings
-from mini_visa.transactions import Decision, finish, hanging
+from mini_visa.streams.commit import Transactions, _Pack
+from mini_visa.transactions import (
+    ONGOING,
+    PREPARE_COMMIT,
+    Decision,
+    Hanging,
+    Open,
+    _coordinator_log,
+    _open,
+    decide,
+    finish,
+    hanging,
+)
 
 pytestmark = pytest.mark.broker
 
@@ -63,15 +76,15 @@ async def leave_hanging(made: AIOKafkaProducer, value: bytes) -> None:
     await made.send_and_wait(AT.topic, value, partition=AT.partition)
 
 
-async def committed(address: str) -> list[bytes]:
+async def committed(address: str, at: TopicPartition = AT) -> list[bytes]:
     consumer = AIOKafkaConsumer(bootstrap_servers=address, isolation_level="read_committed")
     await consumer.start()
     try:
-        consumer.assign([AT])
-        await consumer.seek_to_beginning(AT)
-        end = (await consumer.end_offsets([AT]))[AT]
+        consumer.assign([at])
+        await consumer.seek_to_beginning(at)
+        end = (await consumer.end_offsets([at]))[at]
         values: list[bytes] = []
-        while await consumer.position(AT) < end:
+        while await consumer.position(at) < end:
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 values += [record.value for record in records]
         return values
@@ -132,3 +145,55 @@ async def test_one_that_is_going_on_is_left_alone(settings: Settings, lenient: s
         await busy.send_and_wait("facts", b"in time", partition=0)
         assert await hanging(settings, after_s=-60.0) == []
     assert b"in time" in await committed(lenient)
+
+
+async def test_since_version_2_a_record_that_comes_late_finds_the_door_shut(
+    settings: Settings, lenient: str
+) -> None:
+    """What the kernel's transactions are of. The leader joins the partition to the transaction itself,
+    although this broker does not check; a marker of the decision's epoch leaves nothing open behind it."""
+    await apply_topics(settings, [TopicPlan("facts2", 1, 1, {})])
+    at = TopicPartition("facts2", 0)
+    made = Transactions("kernel", "group", at, at, 10.0, client_options(settings))
+    await made.fence()
+    try:
+        for value in (b"one", b"two"):  # the second has no beginning of its own in the coordinator's log
+            await made._produce([pack(at, value)])
+            if value == b"one":
+                await made._end(commit=True)
+        last = made._producer
+        (found,) = [one for one in await opened(settings) if one.partition == at]
+        history = [one async for one in _coordinator_log(settings) if one.producer_id == last.id]
+        assert found.epoch == last.epoch
+        assert history[-1].status == ONGOING and history[-1].partitions == {("facts2", 0)}
+        assert decide(found, history).decision is Decision.OPEN
+
+        decided = [*history, history[-1]._replace(status=PREPARE_COMMIT, epoch=last.epoch + 1)]
+        hung = Hanging(
+            found, *decide(found, [*decided, decided[-1]._replace(status=4, partitions=frozenset())])
+        )
+        assert await finish(settings, [hung]) == [hung]
+        assert [one for one in await opened(settings) if one.partition == at] == []
+        late = pack(at, b"late")
+        late.sequence = 1
+        with pytest.raises(InvalidProducerEpoch):
+            await made._produce([late])
+        await made._end(commit=True)  # its own marker has the same epoch: nothing is torn
+        await made._produce([pack(at, b"three")])
+        await made._end(commit=True)
+    finally:
+        await made.stop()
+    async with asyncio.timeout(30):
+        while await committed(lenient, at) != [b"one", b"two", b"three"]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+def pack(at: TopicPartition, value: bytes) -> _Pack:
+    made = _Pack(at)
+    made.append(None, value, None, [])
+    return made
+
+
+async def opened(settings: Settings) -> list[Open]:
+    async with admin(settings) as client:
+        return await _open(client)
