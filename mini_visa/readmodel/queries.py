@@ -203,13 +203,11 @@ class ReadModel:
         first = payment_key(payment_id, 0)  # of its command's position, whichever partition that is on
         parameters = {"first": first, "last": first + PARTITIONS_MAX - 1}
         async with self._database.engine.connect() as connection:
-            rows = (await connection.execute(_PAYMENT, parameters | {"id": payment_id})).all()
-            if not rows:
+            log = (await connection.execute(_PAYMENT, parameters | {"id": payment_id})).all()
+            if not log:
                 return None
-            key, latest = rows[0]
-            log = (await connection.execute(_PAYMENT_EVENTS, {"key": key})).all()
-            (payment,) = await _with_settlement(connection, [_payment_of(latest)])
-        shown = [_shown(place, _decode(event)) for place, event in reversed(log)]
+            (payment,) = await _with_settlement(connection, [_payment_of(log[0].latest)])
+        shown = [_shown(place, _decode(event)) for _, place, event in reversed(log)]
         return PaymentRecord(payment=payment, events=shown)
 
     async def payments(
@@ -587,17 +585,18 @@ class ReadModel:
 
 _event = schema.payment_events.c
 _payment = schema.payments.c
-_PAYMENT = (
-    sa.select(_payment.payment_key, _event.event)
-    .join(schema.payment_events, _payment.place == _event.place)
+_latest = schema.payment_events.alias("latest")
+_PAYMENT = (  # one statement: of two, the second could see an event that the first had not seen
+    sa.select(_latest.c.event.label("latest"), _event.place, _event.event)
+    .select_from(
+        schema.payments.join(_latest, _payment.place == _latest.c.place).join(
+            schema.payment_events, _payment.payment_key == _event.payment_key
+        )
+    )
     .where(
         _payment.payment_key.between(sa.bindparam("first"), sa.bindparam("last")),
         _payment.payment_id == sa.bindparam("id"),
     )
-)
-_PAYMENT_EVENTS = (
-    sa.select(_event.place, _event.event)
-    .where(_event.payment_key == sa.bindparam("key"))
     .order_by(_event.place.desc())
     .limit(EVENTS_MAX)
 )

@@ -7,6 +7,7 @@ import time
 from decimal import Decimal
 
 import pytest
+import sqlalchemy as sa
 
 from mini_visa.domain.payment import PaymentStatus
 from mini_visa.readmodel import InvalidCursor, PaymentFilters, ReadModel
@@ -45,6 +46,22 @@ async def test_a_payment_is_shown_as_it_stands_with_its_events_in_order(read_mod
     ]
     assert [event.get("amount") for event in record.events[:3]] == [1_000, 400, 600]
     assert {event["partition"] for event in record.events} == {log.partition("tok_1")}
+
+
+async def test_a_payment_and_its_events_are_of_one_moment(read_model, fill):
+    """Each statement sees what was committed when it began: an event between two of them would be in the list
+    of events and not in the payment."""
+    log = EventLog()
+    payment_id = log.authorize(log.open("tok_1"), 1_000)
+    await fill(log)
+    statements: list[str] = []
+    sa.event.listen(
+        read_model._database.engine.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: statements.append(statement),
+    )
+    assert (await read_model.payment(payment_id)).payment == log.payments[payment_id]
+    assert len([statement for statement in statements if "payment_events" in statement]) == 1, statements
 
 
 async def test_what_does_not_exist_is_none(read_model):
