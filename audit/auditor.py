@@ -66,6 +66,17 @@ class Effect(NamedTuple):
         return self.kind not in ("request_refused", "request_cancelled") and self.code != "68"
 
 
+class Moment(NamedTuple):
+    """A payment or an account as one event left it."""
+
+    partition: int
+    offset: int
+    position: int
+    """Of the command: what a Consistency-Token names."""
+    state: int
+    """Hash of what a reader is shown."""
+
+
 class Tables(NamedTuple):
     """A processor's changelog, folded: the last row of each key, and how far the processor was."""
 
@@ -105,6 +116,8 @@ class Audit:
         self.nameless: set[str] = set()
         """Request ids of attempts whose account their client did not know yet."""
         self.account_of_pan: dict[str, str] = {}
+        self.lives: dict[str, list[Moment]] = {}
+        """Of each payment and account that the history has looked at."""
         self.buried: Counter[tuple[str, Place]] = Counter()
         """(service, source) -> dead letters."""
         self.read: dict[str, dict[Any, Any]] = {}
@@ -205,6 +218,7 @@ class Audit:
                 "answers-stable",
                 "unknown-ended",
                 "time-out-leaves-no-hold",
+                "reads",
                 "no-pan",
             ):
                 self.findings[name].skipped = "no history was given"
@@ -215,9 +229,10 @@ class Audit:
                 topic, partition, offset = line["planted"]
                 self.planted.add((topic, partition, offset))
                 continue
-            if "body" not in line:
-                continue
             count += 1
+            if "body" not in line:
+                self.lives.setdefault(_looked_at(line), [])
+                continue
             account, pan = line["account"], line["body"].get("pan")
             if pan:
                 self.pans.add(pan.encode())
@@ -365,6 +380,8 @@ class Audit:
                         self.effects[original].append(effect)
             if position >= upto:
                 self._after.add(account)
+            if self.lives:
+                self._remember(book, event, kind, payment_id, Moment(p, record.offset, position, 0))
             if record.offset < applied:
                 place = record.offset << 14 | p
                 self._in_read_model(rows, place, hash(record.value), where)
@@ -373,6 +390,21 @@ class Audit:
                 if "payment" in event:
                     self._places[payment_id] = place
         return by_position
+
+    def _remember(self, book: Book, event: dict[str, Any], kind: str, payment_id: str, at: Moment) -> None:
+        """The lives of what the history has looked at."""
+        life = self.lives.get(payment_id)
+        if life is not None and payment_id in book.payments and kind != "request_cancelled":
+            if "payment" in event:
+                shown = _payment_state(book.payments[payment_id], event["payment"]["response_code"])
+            else:  # a request on it was refused: it is as it was, and the refusal is among its events
+                shown = life[-1].state if life else 0
+            life.append(at._replace(state=shown))
+        if "account" in event:
+            account_id = event["account"]["account_id"]
+            life = self.lives.get(account_id)
+            if life is not None:
+                life.append(at._replace(state=_account_state(book.accounts[account_id])))
 
     def _compare_journal(
         self, p: int, money: dict[int, tuple[int, str]], journal: dict[int, tuple[int, str]], upto: int
@@ -890,8 +922,14 @@ class Audit:
                     f"{effects[0].kind} of request {request_id}, which nobody sent",
                 )
         stories: dict[tuple[str, str], Story] = {}
+        reads = 0
         for line in history:
-            if "body" in line:
+            if "planted" in line:
+                continue
+            if "body" not in line:
+                reads += line["status"] == 200
+                self._read(line)
+            else:
                 account = line["account"] or self.account_of_pan.get(line["body"].get("pan", ""), "")
                 story = stories.setdefault((account, line["body"]["request_id"]), Story())
                 story.add(line, self.findings)
@@ -900,7 +938,40 @@ class Audit:
             effects = self.effects.get((account, story.client, request_id), [])
             acknowledged += self._story(request_id, story, effects)
         self.findings.counts["requests"] = len(stories)
+        self.findings.counts["reads"] = reads
         self.findings.counts["acknowledged"] = acknowledged
+
+    def _read(self, line: dict[str, Any]) -> None:
+        """An answer to a reader: a state that the log has, with all that its token stands for."""
+        check = self.findings["reads"]
+        if self.running:
+            check.skipped = "what is read while the system works may be newer than what was read of its log"
+            return
+        if line["status"] not in (200, 404):
+            return
+        what, life = _looked_at(line), self.lives[_looked_at(line)]
+        partition, _, position = line.get("wants", "").partition(":")
+        wanted = (int(partition), int(position)) if position else (-1, -1)
+        least = sum(one.partition == wanted[0] and one.position <= wanted[1] for one in life)
+        if line["status"] == 404:
+            check.expect(
+                not least, f"{what} was not found by {line['wants']}; the log has {least} events of it"
+            )
+            return
+        shows = line["shows"]
+        if "events" in shows:
+            count = len(shows["events"])
+            events = [[one.partition, one.offset] for one in life[:count]]
+            right = events == shows["events"] and count > 0 and life[count - 1].state == _shown_payment(shows)
+            found = f"as after {shows['events'][-1:]}, its events {count}"
+        else:
+            newest = [one.state for one in life[max(0, least - 1) :]]
+            right, count, found = _shown_account(shows) in newest, len(life), "as it"
+        check.expect(
+            right and count >= least,
+            f"{what} was shown {found}, {shows}, to a reader with the token {line.get('wants') or 'none'}; "
+            f"the log has {len(life)} events of it, {least} up to the token: {life[-3:]}",
+        )
 
     def _holds_nothing(self, request_id: str, story: Story, effects: list[Effect]) -> None:
         """Of an authorization that was given up: no hold is left, and a sale is refunded."""
@@ -985,6 +1056,42 @@ class Story:
             == (self.status, self.code, self.payment_id, self.digest),
             f"{line['body']['request_id']}: answered {self.status} {self.code}, later {status} {code}",
         )
+
+
+def _looked_at(line: dict[str, Any]) -> str:
+    """The id of the payment or account that a GET asks for."""
+    return str(line["path"]).rpartition("/")[2]
+
+
+def _payment_state(payment: Payment, code: str) -> int:
+    return hash((
+        payment.status, code, payment.authorized, payment.captured, payment.reversed, payment.refunded,
+        payment.charged_back, payment.held, payment.cleared, payment.reserved,
+    ))  # fmt: skip
+
+
+def _shown_payment(shows: dict[str, Any]) -> int:
+    amounts = {name: _minor(text) for name, text in shows["amounts"].items()}
+    return hash((
+        shows["status"], shows["code"], amounts["authorized"], amounts["captured"], amounts["reversed"],
+        amounts["refunded"], amounts["charged_back"], amounts["held"], amounts["cleared"],
+        amounts["refund_reserved"],
+    ))  # fmt: skip
+
+
+def _account_state(account: Account) -> int:
+    return hash((account.status, account.limit, account.held, account.posted, account.available))
+
+
+def _shown_account(shows: dict[str, Any]) -> int:
+    return hash(
+        (shows["status"], *(_minor(shows[name]) for name in ("limit", "held", "posted", "available")))
+    )
+
+
+def _minor(text: str) -> int:
+    """ "12.34" -> 1234: every decimal of a currency is always shown."""
+    return int(text.replace(".", ""))
 
 
 def _answer_in(row: Any) -> tuple[int, str, str]:

@@ -40,6 +40,7 @@ CHECKS: Final = (
     ("command-decided-once", "every command is decided exactly once", "commands"),
     ("unknown-ended", "a request without an answer took effect once or not at all", "requests"),
     ("time-out-leaves-no-hold", "an authorization answered 504 or 68 holds nothing", "requests"),
+    ("reads", "what a reader is shown is a state of the log, with all it was told before", "reads"),
     ("account-sums", "held, posted and available of every account follow from its events", "events"),
     ("payment-sums", "the sums of every payment follow from its events", "events"),
     ("lifecycle", "a payment's status changes only as the domain allows", "events"),

@@ -13,6 +13,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 CONNECTIONS_MAX = 1_024
 ANSWER_TIMEOUT_S = 30.0
@@ -32,8 +33,7 @@ class Connection(asyncio.Protocol):
         self._answered: Answered | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
 
     @property
     def is_open(self) -> bool:

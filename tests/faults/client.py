@@ -1,4 +1,5 @@
-"""Shoppers that send payments, never give up on an answer, and write down all that happened.
+"""Shoppers that send payments, look at what they did, never give up on an answer, and write down all that
+happened.
 
 Cheap: connections are bare protocols, and nothing is checked here. The history is what the auditor checks.
 """
@@ -6,15 +7,13 @@ Cheap: connections are bare protocols, and nothing is checked here. The history 
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter, deque
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import msgspec
 import orjson
 from aiokafka.partitioner import murmur2
 
@@ -26,7 +25,14 @@ ATTEMPT_TIMEOUT_S: Final = 15.0
 PATIENCE_S: Final = 240.0
 """A request that has no outcome after this stays unknown."""
 PAUSE_S: Final = 0.05
+BUSY_S: Final = (0.3, 1.0)
+"""Before a request that was refused for there being too many is sent again."""
 BURST: Final = 13
+READS: Final = 0.8
+"""How many of a shopper's writes are looked at afterwards: then 40 to 45 % of all requests are reads."""
+REMEMBERED: Final = 4_000
+"""Payments that any shopper may look at again, the newest ones."""
+FLUSH_LINES: Final = 2_000
 DECIMALS: Final = {"USD": 2, "JPY": 0, "KWD": 3}
 MERCHANTS: Final = tuple(
     {"merchant_id": f"shop-{number}", "mcc": mcc}
@@ -34,7 +40,8 @@ MERCHANTS: Final = tuple(
     for mcc in ("5411", "5812", "7011", "5999")
 )
 FINAL: Final = frozenset({200, 400, 404, 409, 422})
-_encode = msgspec.json.Encoder().encode
+TOKEN: Final = b"\r\nConsistency-Token:"
+_SHOWN_OF_ACCOUNT: Final = ("status", "limit", "held", "posted", "available")
 
 
 def text_of(minor: int, currency: str) -> str:
@@ -51,6 +58,55 @@ class Card:
         self.currency = currency
         self.limit = limit
         self.account = ""
+        self.token = b""
+        """Consistency-Token of the newest answer about the account: what a reader may expect to see."""
+        self.token_position = -1
+        self.payment = ""
+        """The last payment that was approved."""
+
+    def learn(self, head: bytes) -> None:
+        """Take the token from an answer's headers."""
+        start = head.find(TOKEN)
+        if start < 0:
+            return
+        end = head.find(b"\r\n", start + 2)
+        token = head[start + len(TOKEN) : end if end >= 0 else None].strip()
+        position = int(token.partition(b":")[2])
+        if position > self.token_position:
+            self.token, self.token_position = token, position
+
+
+class Request(NamedTuple):
+    """One request, the same bytes for each attempt at it."""
+
+    path: str
+    wire: bytes
+    card: Card
+    body: dict[str, Any] | None
+    """None: a read."""
+    wants: str = ""
+    """The token that a read comes with."""
+
+
+def _post(path: str, body: dict[str, Any], method: str = "POST") -> bytes:
+    data = orjson.dumps(body)
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+def _shown(answer: dict[str, Any]) -> dict[str, Any]:
+    """What the history keeps of the answer to a read: the state, and which events it is said to come from."""
+    if "amounts" not in answer:
+        return {name: answer.get(name) for name in _SHOWN_OF_ACCOUNT}
+    return {
+        "status": answer["status"],
+        "code": answer["response_code"],
+        "amounts": answer["amounts"],
+        "events": [[event["log"]["partition"], event["log"]["offset"]] for event in answer["events"]],
+    }
 
 
 class Client:
@@ -63,17 +119,18 @@ class Client:
         self.gateways = [gateway]
         self.attempts = 0
         self.requests = 0
+        """Reads included."""
+        self.reads = 0
         self.acknowledged = 0
         self.unknown = 0
+        """Writes whose outcome was never told."""
+        self.unanswered_reads = 0
         self.statuses: Counter[int] = Counter()
         self.doubled = False
         """Every request is sent twice at once."""
         self.reordered = False
         """Reversals by request id come before what they reverse."""
-        self.latest = ""
-        """The newest payment that was approved."""
-        self.recent: deque[tuple[float, float]] = deque(maxlen=2_000)
-        """(ended, seconds) of attempts that were answered 200."""
+        self._payments: deque[tuple[str, Card]] = deque(maxlen=REMEMBERED)
         self._choose = random.Random(seed)
         self._pans = card_numbers(self._choose)
         self._shoppers = shoppers
@@ -105,7 +162,7 @@ class Client:
 
     def note(self, **facts: Any) -> None:
         """A line of the history that is no attempt."""
-        self._lines.append(_encode(facts) + b"\n")
+        self._lines.append(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE))
 
     def pause(self, seconds: float) -> None:
         """Nothing new is sent for so long."""
@@ -157,6 +214,17 @@ class Client:
         card.account = (answer or {}).get("account_id", "")
         return bool(card.account)
 
+    async def _look(self, card: Card) -> None:
+        """What a shopper does between two payments: looks at the last one, at the account, at an old one."""
+        number = self._choose.random()
+        if number < 0.5 and card.payment:
+            await self.read(f"/payments/{card.payment}", card)
+        elif number < 0.8 or not self._payments:
+            await self.read(f"/accounts/{card.account}", card)
+        else:
+            payment, of = self._choose.choice(self._payments)
+            await self.read(f"/payments/{payment}", of)
+
     async def _authorize(self, card: Card, amount: int, **more: Any) -> dict[str, Any] | None:
         body = {
             "request_id": more.pop("request_id", None) or self._id(), "pan": card.pan,
@@ -166,7 +234,8 @@ class Client:
             body["currency"] = card.currency
         payment = await self.send("/payments/authorize", body, card)
         if payment is not None and payment.get("operation", {}).get("response_code") == "00":
-            self.latest = payment["payment_id"]
+            card.payment = payment["payment_id"]
+            self._payments.append((card.payment, card))
         return payment
 
     async def _purchase(self, card: Card) -> None:
@@ -220,7 +289,8 @@ class Client:
         await self._on(f"/accounts/{card.account}", card, method="PATCH", status="active")
         body = {"request_id": self._id(), "pan": card.pan, "amount": text_of(amount, card.currency)}
         gone = asyncio.get_running_loop().time() + 0.002
-        status, _ = await self._attempt("POST", "/payments/authorize", body, card, gone)
+        request = Request("/payments/authorize", _post("/payments/authorize", body), card, body)
+        status, _ = await self._attempt(request, gone)
         self.requests += 1
         self.acknowledged += status in (200, 409)
         self.unknown += status not in FINAL
@@ -236,41 +306,59 @@ class Client:
     async def send(
         self, path: str, body: dict[str, Any], card: Card, method: str = "POST"
     ) -> dict[str, Any] | None:
-        """Send it, the same each time, until there is an outcome; None: there was none, or it was refused."""
+        """Send it, the same each time, until there is an outcome; None: there was none, or it was refused.
+        Then, as a rule, look at what it did."""
         self.requests += 1
+        request = Request(path, _post(path, body, method), card, body)
         deadline = time.monotonic() + PATIENCE_S
         while True:
             if self.doubled:
-                first, second = await asyncio.gather(
-                    self._attempt(method, path, body, card), self._attempt(method, path, body, card)
-                )
+                first, second = await asyncio.gather(self._attempt(request), self._attempt(request))
                 status, answer = first if first[0] in FINAL else second
             else:
-                status, answer = await self._attempt(method, path, body, card)
+                status, answer = await self._attempt(request)
             if status in FINAL:
                 self.acknowledged += status in (200, 409)
+                if card.account and self._choose.random() < READS:
+                    await self._look(card)
                 return answer if status == 200 else None
             if time.monotonic() > deadline:
                 self.unknown += 1
                 return None
-            await asyncio.sleep(PAUSE_S)
+            await self._rest(answer)
 
-    async def _attempt(
-        self, method: str, path: str, body: dict[str, Any], card: Card, deadline: float | None = None
-    ) -> tuple[int, dict[str, Any]]:
+    async def read(self, path: str, card: Card) -> None:
+        """GET it until there is an answer. With the newest token of its account, as a rule: then the answer
+        must have all that the client was told."""
+        self.requests += 1
+        self.reads += 1
+        wants = card.token if self._choose.random() < 0.9 else b""
+        header = b"Consistency-Token: %b\r\n" % wants if wants else b""
+        wire = b"GET %b HTTP/1.1\r\nHost: gateway\r\n%b\r\n" % (path.encode(), header)
+        request = Request(path, wire, card, None, wants.decode())
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            status, answer = await self._attempt(request)
+            if status in FINAL:
+                return
+            if time.monotonic() > deadline:
+                self.unanswered_reads += 1
+                return
+            await self._rest(answer)
+
+    async def _rest(self, answer: dict[str, Any]) -> None:
+        busy = answer.get("type", "").endswith(":busy")
+        await asyncio.sleep(self._choose.uniform(*BUSY_S) if busy else PAUSE_S)
+
+    async def _attempt(self, request: Request, deadline: float | None = None) -> tuple[int, dict[str, Any]]:
         """One attempt, written down. Status 0: no answer. `deadline`: when to close the connection on it."""
-        loop = asyncio.get_running_loop()
-        gateway = self._choose.choice(self.gateways)
+        loop, card = asyncio.get_running_loop(), request.card
+        gateway = self.gateways[0] if len(self.gateways) == 1 else self._choose.choice(self.gateways)
         try:
             connection = await self._connection(gateway)
         except OSError:
             await asyncio.sleep(PAUSE_S)  # Nothing was sent.
             return 0, {}
-        data = orjson.dumps(body)
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(data)}\r\n\r\n"
-        )
         done: asyncio.Future[tuple[int, bytes]] = loop.create_future()
 
         def answered(status: int, answer: bytes) -> None:
@@ -279,7 +367,7 @@ class Client:
 
         self.attempts += 1
         sent, sent_at = time.time(), time.monotonic()
-        connection.send(head.encode() + data, answered)
+        connection.send(request.wire, answered)
         timer = loop.call_at(deadline or loop.time() + ATTEMPT_TIMEOUT_S, connection.abort)
         status, raw = await done
         timer.cancel()
@@ -294,19 +382,25 @@ class Client:
                 status = 0
         self.statuses[status] += 1
         line: dict[str, Any] = {
-            "sent": sent, "ended": sent + ended_at - sent_at, "path": path, "body": body,
+            "sent": sent, "ended": sent + ended_at - sent_at, "path": request.path,
             "account": card.account or answer.get("account_id", ""), "status": status,
         }  # fmt: skip
-        if status == 200:
-            line["code"] = answer["operation"]["response_code"] if "operation" in answer else "00"
-            line["payment_id"] = answer.get("payment_id") or ""
-            line["digest"] = blake2b(raw, digest_size=8).hexdigest()
-            self.recent.append((ended_at, ended_at - sent_at))
-            self._decided(sent_at, line["account"])
-        elif status:
+        if request.body is None:
+            line["wants"] = request.wants
+            if status == 200:
+                line["shows"] = _shown(answer)
+        else:
+            line["body"] = request.body
+            if status == 200:
+                card.learn(connection.head)
+                line["code"] = answer["operation"]["response_code"] if "operation" in answer else "00"
+                line["payment_id"] = answer.get("payment_id") or ""
+                line["digest"] = blake2b(raw, digest_size=8).hexdigest()
+                self._decided(sent_at, line["account"])
+        if status != 200 and status:
             line["problem"] = answer.get("type", "").rpartition(":")[2]
-        self._lines.append(_encode(line) + b"\n")
-        if len(self._lines) > 1_000:
+        self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        if len(self._lines) > FLUSH_LINES:
             self.flush()
         return status, answer
 
@@ -331,8 +425,3 @@ class Client:
             if not everywhere.done():
                 everywhere.set_result(after_s)
             self._mark = None
-
-    def summary(self) -> str:
-        return json.dumps(
-            {"requests": self.requests, "attempts": self.attempts, "statuses": dict(self.statuses)}
-        )

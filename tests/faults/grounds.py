@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,6 +29,7 @@ from mini_visa.readmodel.database import LIVE
 from mini_visa.settings import Settings
 from mini_visa.supervisor.system import SERVICES, Part, Service, System
 from mini_visa.supervisor.warm import Child
+from tests.faults.fencing import Fences, fences_of
 from tests.faults.network import Proxy
 from tests.postgresql import Server
 
@@ -78,6 +80,8 @@ class Grounds:
         }  # fmt: skip
         self.system: System
         self.settings: Settings
+        self.zombies: Counter[str] = Counter()
+        """What became of workers that were frozen beyond their session."""
         self._extra: dict[str, Child] = {}
         self._mounted: set[Path] = set()
 
@@ -187,6 +191,11 @@ class Grounds:
         with contextlib.suppress(ProcessLookupError):  # it is being restarted at this moment
             if child.code is None:
                 os.kill(child.pid, number)
+
+    def pid(self, name: str) -> int:
+        child = self.part(name).child
+        assert child is not None
+        return child.pid
 
     async def restarted(self, name: str, starts: int) -> None:
         """Returns when the service has been started more than `starts` times and all are ready."""
@@ -307,6 +316,24 @@ class Grounds:
             )
         finally:
             await admin.close()
+
+    async def members(self, service: str) -> set[str]:
+        """Ids of all members of the service's consumer groups: given anew with each join."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
+        await admin.start()
+        try:
+            start = f"{self.settings.environment}.{service}"
+            groups = [group for group, *_ in await admin.list_consumer_groups() if group.startswith(start)]
+            answers = await admin.describe_consumer_groups(groups) if groups else []
+            found = [group for answer in answers for group in answer.to_object()["groups"]]
+            return {member["member_id"] for group in found for member in group["members"]}
+        finally:
+            await admin.close()
+
+    def fences(self) -> Fences:
+        """Of all that one broker has on its disk; with three each has all."""
+        broker = self.broker or self.cluster.nodes[0]  # type: ignore[union-attr]
+        return fences_of(broker.home / "data")
 
     async def quiet(self) -> None:
         """Returns when every consumer has read all but ticks, and every capture has its outcome."""

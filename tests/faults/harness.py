@@ -26,17 +26,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mini_visa.settings import Settings
 from tests.faults.client import Client
+from tests.faults.fencing import Fences
 from tests.faults.grounds import Grounds, postgresql_binaries
 from tests.faults.kinds import KINDS, RECOVERY_S_MAX, Kind, Scene
 
 ROOT: Final = Path(__file__).parents[2]
-QUIET_S: Final = (0.5, 2.5)
-"""Between the end of a fault and the next one: from, to."""
+QUIET_S: Final = 1.5
+"""Between the end of a fault and the next one, on average; a third of it at least, five thirds at most."""
 WARM_UP_S: Final = 2.0
 
 
@@ -62,8 +64,14 @@ class Report:
     minutes: float = 0.0
     requests: int = 0
     attempts: int = 0
+    reads: int = 0
+    """Of the requests: those that only look."""
     acknowledged: int = 0
+    """Writes with an outcome, refusals of the domain included."""
     unknown: int = 0
+    """Writes without one."""
+    zombies: Counter[str] = field(default_factory=Counter)
+    fences: Fences = field(default_factory=lambda: Fences(0, 0, 0, []))
     faults: list[Done] = field(default_factory=list)
     lost: int = 0
     duplicated: int = 0
@@ -89,6 +97,8 @@ class Report:
             "seed": self.seed,
             "minutes": round(self.minutes, 2),
             "requests": self.requests,
+            "reads": self.reads,
+            "attempts": self.attempts,
             "acknowledged": self.acknowledged,
             "unknown": self.unknown,
             "faults": dict(sorted(Counter(fault.kind for fault in self.faults).items())),
@@ -96,14 +106,19 @@ class Report:
             "duplicated": self.duplicated,
             "violations": self.violations,
             "recovery_s": self.recovery_s,
+            "zombies": dict(sorted(self.zombies.items())),
+            "batches_looked_at": self.fences.batches,
+            "batches_not_fenced": len(self.fences.stale),
+            "looked_at": {check["name"]: check["looked_at"] for check in self.audit.get("checks", [])},
         }
 
     def markdown(self) -> str:
         lines = [
             f"# Faults, seed {self.seed}",
             "",
-            f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests in "
-            f"{self.attempts:,} attempts, {self.acknowledged:,} acknowledged, {self.unknown:,} left unknown. "
+            f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests "
+            f"({self.reads:,} of them reads) in {self.attempts:,} attempts, {self.acknowledged:,} writes "
+            f"acknowledged, {self.unknown:,} left unknown. "
             f"Lost: {self.lost}. Twice: {self.duplicated}. Violations: {len(self.violations)}.",
             "",
             "Attempts by status (0: no answer): "
@@ -135,6 +150,15 @@ class Report:
                 f"| {fault.at_s:.1f} | {fault.kind} | {fault.target} | {first} | {everywhere} | "
                 f"{fault.whole_s:.1f} |"
             )
+        lines += [
+            "",
+            "## Zombies",
+            "",
+            "Workers that woke after their session was over: "
+            + (", ".join(f"{count} {how}" for how, count in sorted(self.zombies.items())) or "none")
+            + f". Of {self.fences.batches:,} batches of {self.fences.producers} producers in the broker's "
+            f"files, {len(self.fences.stale)} came after a successor's.",
+        ]
         lines += ["", "## Audit", "", "| check | looked at | wrong |", "|---|---|---|"]
         for check in self.audit.get("checks", []):
             lines.append(f"| {check['says']} | {check['looked_at']:,} {check['unit']} | {check['wrong']:,} |")
@@ -164,6 +188,7 @@ class Plan:
     """Go on without faults until there are so many."""
     record: Path | None = None
     """Where to write a recording of what is audited."""
+    quiet_s: float = QUIET_S
 
 
 async def run(plan: Plan, home: Path, console: Console) -> Report:
@@ -207,11 +232,16 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
         report.minutes = report.minutes or (time.monotonic() - began) / 60
         report.requests, report.attempts = client.requests, client.attempts
         report.acknowledged, report.unknown = client.acknowledged, client.unknown
-        report.statuses = client.statuses
+        report.reads, report.statuses = client.reads, client.statuses
+        report.zombies = grounds.zombies
+        if client.unanswered_reads:
+            report.violations.append(f"run: {client.unanswered_reads} reads were never answered")
         await grounds.stop_services()
         for name in grounds.system.killed:
             report.violations.append(f"run: {name} did not end when it was asked to")
-        console.print("audit ...")
+        report.fences = await asyncio.to_thread(grounds.fences)
+        report.violations += [f"fencing: {line}" for line in report.fences.stale]
+        console.print(f"audit of {client.attempts:,} attempts ...")
         await _audit(grounds, history, report, console, plan.record)
     return report
 
@@ -248,7 +278,7 @@ async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> N
                 if kind.recovers
                 else ""
             )
-            await asyncio.sleep(choose.uniform(*QUIET_S))
+            await asyncio.sleep(choose.uniform(plan.quiet_s / 3, plan.quiet_s * 5 / 3))
 
 
 async def _audit(
@@ -302,6 +332,9 @@ def main() -> int:
         "--kinds", nargs="*", default=[], help="only these: " + ", ".join(kind.name for kind in KINDS)
     )
     parser.add_argument("--reports", type=Path, default=Path("reports"), help="folder (%(default)s)")
+    parser.add_argument(
+        "--quiet", type=float, default=QUIET_S, help="seconds from one fault to the next (%(default)s)"
+    )
     parser.add_argument("--requests", type=int, default=0, help="go on until there are so many")
     parser.add_argument("--record", type=Path, help="write a recording for the auditor: a new folder")
     parser.add_argument("--keep", action="store_true", help="keep all data also when everything adds up")
@@ -315,7 +348,7 @@ def main() -> int:
     )
     plan = Plan(
         seed, given.minutes, given.faults, given.shoppers, given.brokers, postgresql,
-        tuple(given.kinds), given.requests, given.record,
+        tuple(given.kinds), given.requests, given.record, given.quiet,
     )  # fmt: skip
     console = Console(highlight=False, width=140)
     console.print(
@@ -323,7 +356,7 @@ def main() -> int:
         f"{'PostgreSQL' if postgresql else 'SQLite'}"
     )
     home = Path(tempfile.mkdtemp(prefix="mini-visa-faults-"))
-    report = asyncio.run(run(plan, home, console))
+    report = uvloop.run(run(plan, home, console))
     given.reports.mkdir(parents=True, exist_ok=True)
     (given.reports / f"faults-{seed}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
     (given.reports / f"faults-{seed}.md").write_text(report.markdown())

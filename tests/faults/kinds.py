@@ -83,9 +83,13 @@ async def _wipe(scene: Scene, name: str) -> None:
 
 
 async def _freeze(scene: Scene, name: str) -> None:
-    """Frozen beyond its session while another worker takes its work; then it wakes and must be fenced."""
+    """Frozen beyond its session while another worker takes its work; then it wakes and must be fenced: it
+    ends, or it joins anew, and never goes on as the member that it was. That it wrote nothing is seen in the
+    broker's files when all is over (`tests.faults.fencing`)."""
     grounds = scene.grounds
     seconds = grounds.settings.session_timeout_s * FROZEN_SESSIONS
+    before = await grounds.members(name)
+    pid = grounds.pid(name)
     second = await grounds.hire(name, 2) if name in _workers(grounds) else None
     grounds.signal(name, signal.SIGSTOP)
     try:
@@ -96,6 +100,13 @@ async def _freeze(scene: Scene, name: str) -> None:
     if second is not None:
         await grounds.dismiss(second)
     await grounds.ready()
+    if before:
+        ended = grounds.pid(name) != pid
+        async with asyncio.timeout(RECOVERY_S_MAX):
+            while not (after := await grounds.members(name)):  # noqa: ASYNC110 - only asking tells
+                await asyncio.sleep(0.2)
+        assert not before & after, f"{name} woke after {seconds:.0f} s and is still {before & after}"
+        grounds.zombies["ended" if ended else "joined anew"] += 1
 
 
 async def _scale(scene: Scene, name: str) -> None:

@@ -149,12 +149,12 @@ def do_it_twice(data: Copy) -> None:
 
 
 def answer_otherwise(data: Copy) -> None:
-    line = next(line for line in data.lines if line.get("status") == 200)
+    line = next(line for line in data.lines if line.get("status") == 200 and "body" in line)
     data.lines.append({**line, "code": "51", "digest": "another"})
 
 
 def forget_a_request(data: Copy) -> None:
-    lost = next(line for line in data.lines if line.get("status") == 200)["body"]["request_id"]
+    lost = next(one for one in data.lines if one.get("status") == 200 and "body" in one)["body"]["request_id"]
     data.lines = [line for line in data.lines if line.get("body", {}).get("request_id") != lost]
 
 
@@ -179,6 +179,52 @@ def promise_no_hold(data: Copy) -> None:
     for line in data.lines:
         if line.get("body", {}).get("request_id") == request_id:
             line["status"] = 504
+
+
+def a_read(data: Copy, path: str, least: int = 1) -> dict[str, Any]:
+    """The last answer to a reader with a token whose answer has `least` events."""
+    return next(
+        line
+        for line in reversed(data.lines)
+        if line.get("path", "").startswith(path)
+        and line.get("wants")
+        and line["status"] == 200
+        and len(line["shows"].get("events", "x")) >= least
+    )
+
+
+def show_another_amount(data: Copy) -> None:
+    shows = a_read(data, "/payments/")["shows"]
+    shows["amounts"]["authorized"] = "1" + shows["amounts"]["authorized"]
+
+
+def show_it_as_it_was_before(data: Copy) -> None:
+    a_read(data, "/payments/", 2)["shows"]["events"].pop()
+
+
+def show_another_balance(data: Copy) -> None:
+    shows = a_read(data, "/accounts/")["shows"]
+    shows["held"], shows["posted"] = shows["held"] + "1", shows["posted"] + "1"
+
+
+def show_the_account_as_it_was_before(data: Copy) -> None:
+    """What a reader was shown at first, to the one who looks last."""
+    first: dict[str, dict[str, Any]] = {}
+    for line in data.lines:
+        if line.get("path", "").startswith("/accounts/") and "body" not in line and line["status"] == 200:
+            was = first.setdefault(line["path"], line)["shows"]
+            if (
+                line["wants"]
+                and was["held"] != line["shows"]["held"]
+                and was["posted"] == line["shows"]["posted"]
+            ):
+                line["shows"] = was
+                return
+    raise AssertionError("no account that was looked at twice has changed")
+
+
+def not_find_it(data: Copy) -> None:
+    a_read(data, "/payments/")["status"] = 404
 
 
 def hold_a_cent_more(data: Copy) -> None:
@@ -328,6 +374,11 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("command-decided-once", decide_twice),
     ("unknown-ended", leave_it_unknown_and_do_it_twice),
     ("time-out-leaves-no-hold", promise_no_hold),
+    ("reads", show_another_amount),
+    ("reads", show_it_as_it_was_before),
+    ("reads", show_another_balance),
+    ("reads", show_the_account_as_it_was_before),
+    ("reads", not_find_it),
     ("account-sums", hold_a_cent_more),
     ("payment-sums", capture_a_cent_more),
     ("lifecycle", skip_a_status),
@@ -367,7 +418,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--minutes",
         "0.1",
         "--requests",
-        "600",
+        "1200",
         "--seed",
         "11",
         "--kinds",
