@@ -86,7 +86,11 @@ class Settings(BaseSettings):
     gateway_deadline_s: float = Field(5.0, ge=0.05, le=60.0)
     """How long a request waits for its outcome before 504 (and the time-out reversal)."""
     gateway_in_flight_max: int = Field(512, ge=1, le=100_000)
-    """More requests at once are answered 503 with Retry-After."""
+    """More requests at once are answered 503 with Retry-After: never more than this, fewer while answers are
+    slower than `gateway_answer_target_s`."""
+    gateway_answer_target_s: float = Field(0.15, ge=0.0, le=60.0)
+    """While the median answer takes longer, fewer requests are worked on at once, so that those that are
+    do not wait for the others. 0: always `gateway_in_flight_max`."""
     gateway_rate_per_s: float = Field(0.0, ge=0.0, le=1e6)
     """Requests a second that one client (its key, or its address) may send; beyond: 429. 0: no limit."""
     gateway_burst: int = Field(100, ge=1, le=1_000_000)

@@ -38,6 +38,9 @@ EVENT_STREAM: Final = "text/event-stream"
 IDEMPOTENCY_KEY: Final = "Idempotency-Key"
 IDEMPOTENCY_REPLAYED: Final = "Idempotency-Replayed"
 CONSISTENCY_TOKEN: Final = "Consistency-Token"  # noqa: S105
+WORKED_ON: Final = frozenset({200, 409, 503, 504})
+"""Statuses of a command whose time says how busy the system is. A 400 says nothing, nor does a query, which
+may wait until the read model has what was answered."""
 FINGERPRINT_CHARACTERS: Final = 32
 """128 bits of SHA-256: two requests of one request_id never share one by chance."""
 
@@ -150,12 +153,13 @@ class Endpoint:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """aiohttp's handler."""
         started = perf_counter()
-        gateway, bounded = self._gateway, self._route.bounded
+        gateway, bounded, admitted = self._gateway, self._route.bounded, False
         if bounded:
             gateway.enter()
         try:
             if bounded:
                 self._admit()
+                admitted = True
             response = await self._answer(request)
         except Problem as problem:
             response = problem_response(problem)
@@ -166,7 +170,10 @@ class Endpoint:
         finally:
             if bounded:
                 gateway.leave()
-        self._account_for(response.status, perf_counter() - started)
+        seconds = perf_counter() - started
+        if admitted and self._route.topic is not None and response.status in WORKED_ON:
+            gateway.limit.answered(seconds)
+        self._account_for(response.status, seconds)
         return response
 
     def _admit(self) -> None:
@@ -176,9 +183,11 @@ class Endpoint:
             problem = busy("shutting-down", "This gateway is shutting down: send the request again.")
             problem.headers["Connection"] = "close"
             raise problem
-        if gateway.in_flight > gateway.settings.gateway_in_flight_max:
+        try:
+            gateway.limit.admit(gateway.in_flight)
+        except Problem:
             gateway.metrics.refused.labels("in_flight").inc()
-            raise busy("busy", "Too many requests at once. Nothing was done: send it again in a moment.")
+            raise
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         gateway, route = self._gateway, self._route

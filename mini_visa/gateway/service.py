@@ -20,7 +20,7 @@ from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import Card
 from mini_visa.gateway.access import Access
 from mini_visa.gateway.exchange import Exchange, NoAnswer, NotSent
-from mini_visa.gateway.limits import RateLimit
+from mini_visa.gateway.limits import InFlight, RateLimit
 from mini_visa.gateway.metrics import Metrics
 from mini_visa.gateway.problems import Problem, busy, not_found
 from mini_visa.gateway.recent import Recent
@@ -62,6 +62,7 @@ class Gateway:
         """None while it cannot be opened: payments can be made, not looked up."""
         self.recent = Recent()
         self.rate_limit = RateLimit(settings.gateway_rate_per_s, settings.gateway_burst)
+        self.limit = InFlight(settings.gateway_in_flight_max, settings.gateway_answer_target_s)
         self.in_flight = 0
         self.idle = asyncio.Event()
         """Set while no request is in flight."""
@@ -71,7 +72,7 @@ class Gateway:
         """Of alerts, that clients follow now."""
         self.back_test = asyncio.Lock()
         """Held while one runs."""
-        metrics.in_flight_max.set(settings.gateway_in_flight_max)
+        metrics.in_flight_max.set_function(lambda: self.limit.bound)
         metrics.in_flight.set_function(lambda: self.in_flight)
         for group in GROUPS:
             silent = metrics.silent_partitions.labels(group.partition(".")[0])
