@@ -2,6 +2,7 @@
 
 A stream reads fraud.alerts itself, from its end, or from where the event that the client saw last stands:
 an event's id is the position of every partition, so a client that comes back misses none and gets none twice.
+So a stream may end at any time: when it is `STREAM_S_MAX` old, or its key is not good for it any more.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from mini_visa.domain.messages import Undecodable
 from mini_visa.errors import UserError
 from mini_visa.gateway import views
 from mini_visa.gateway.endpoints import Call
-from mini_visa.gateway.problems import FieldError, bad_input, busy
+from mini_visa.gateway.problems import FieldError, Problem, bad_input, busy
 from mini_visa.kafka import client_options, end_offsets
 from mini_visa.settings import Settings
 
 STREAMS_MAX: Final = 32
 """Of one gateway: each is a consumer."""
+STREAMS_PER_CLIENT_MAX: Final = 4
+"""Where keys tell clients apart: one of them cannot have all there are."""
+STREAM_S_MAX: Final = 3_600.0
 POLL_MS: Final = 500
 BEAT_S: Final = 15.0
 """A comment after so long without an alert: who is between knows that the line lives."""
@@ -39,8 +43,10 @@ _ID: Final = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})*", re.ASCII)
 async def alerts(call: Call) -> AsyncGenerator[bytes, None]:
     """The stream's bytes. Raises `Problem` before the first of them."""
     gateway = call.gateway
-    if gateway.streams >= STREAMS_MAX:
+    if gateway.streams.total() >= STREAMS_MAX:
         raise busy("busy", f"This gateway has {STREAMS_MAX} streams already.")
+    if gateway.access.required and gateway.streams[call.client] >= STREAMS_PER_CLIENT_MAX:
+        raise busy("busy", f"This client has {STREAMS_PER_CLIENT_MAX} streams already.", status=429)
     last = call.headers.get(LAST_EVENT_ID, "").strip()
     if last and _ID.fullmatch(last) is None:
         raise bad_input(FieldError(LAST_EVENT_ID, "is not the id of an event of this stream"))
@@ -51,13 +57,14 @@ async def alerts(call: Call) -> AsyncGenerator[bytes, None]:
         isolation_level="read_committed",
         fetch_max_wait_ms=POLL_MS,
     )
-    gateway.streams += 1
+    gateway.streams[call.client] += 1
     try:
         await consumer.start()
         offsets = await _begin(gateway.settings, consumer, last)
         yield f"retry: {RETRY_MS}\n: from here on\n\n".encode()
         beat_at = time.monotonic() + BEAT_S
-        while not gateway.draining:
+        end_at = time.monotonic() + STREAM_S_MAX
+        while not gateway.draining and time.monotonic() < end_at and _may_go_on(call):
             fetched = await consumer.getmany(timeout_ms=POLL_MS)
             for place, records in fetched.items():
                 for record in records:
@@ -75,8 +82,19 @@ async def alerts(call: Call) -> AsyncGenerator[bytes, None]:
     except (KafkaError, UserError) as error:
         raise busy("no-log", f"The log does not answer ({type(error).__name__}).") from None
     finally:
-        gateway.streams -= 1
+        gateway.streams[call.client] -= 1
+        if not gateway.streams[call.client]:
+            del gateway.streams[call.client]
         await consumer.stop()
+
+
+def _may_go_on(call: Call) -> bool:
+    """The key that the stream began with is good for it still."""
+    try:
+        call.gateway.access.client(call.headers.get("Authorization"), call.route.scope)
+    except Problem:
+        return False
+    return True
 
 
 async def _begin(settings: Settings, consumer: AIOKafkaConsumer, last: str) -> list[int]:

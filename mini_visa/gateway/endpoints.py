@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -41,6 +42,9 @@ CONSISTENCY_TOKEN: Final = "Consistency-Token"  # noqa: S105
 WORKED_ON: Final = frozenset({200, 409, 503, 504})
 """Statuses of a command whose time says how busy the system is. A 400 says nothing, nor does a query, which
 may wait until the read model has what was answered."""
+STALLED_S: Final = 15.0
+"""A client of a stream that takes nothing for so long has lost it."""
+SEND_BUFFER_BYTES: Final = 32 << 10
 FINGERPRINT_CHARACTERS: Final = 32
 """128 bits of SHA-256: two requests of one request_id never share one by chance."""
 
@@ -250,20 +254,34 @@ class Endpoint:
 
 
 async def _streamed(request: web.Request, parts: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-    """Sends parts until there are no more or the client is gone. What goes wrong before the first part is a
-    problem like any other; after it, the connection ends."""
+    """Sends parts until there are no more, or the client is gone or takes nothing for `STALLED_S`. What goes
+    wrong before the first part is a problem like any other; after it, the connection ends."""
     async with aclosing(parts):
         first = await anext(parts)
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client is gone")
+        # What the kernel keeps for a client that does not read is bounded: beyond it the client is stalled.
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM, "Cache-Control": "no-store"})
-        await response.prepare(request)
         try:
-            await response.write(first)
+            await response.prepare(request)
+            await _written(response, transport, first)
             async for part in parts:
-                await response.write(part)
+                await _written(response, transport, part)
             await response.write_eof()
-        except (ConnectionError, Problem) as end:
+        except (ConnectionError, TimeoutError, Problem) as end:
             log.info("a stream ended: %s", type(end).__name__)
+            transport.abort()
     return response
+
+
+async def _written(response: web.StreamResponse, transport: asyncio.Transport, part: bytes) -> None:
+    """The kernel has it. Raises TimeoutError."""
+    async with asyncio.timeout(STALLED_S):
+        await response.write(part)
+        while transport.get_write_buffer_size():  # noqa: ASYNC110 - aiohttp itself waits only beyond 64 KiB
+            await asyncio.sleep(0.05)
 
 
 CATCH_ALL: Final = "/{tail}"

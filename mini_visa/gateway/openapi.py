@@ -451,7 +451,7 @@ def _responses(route: Route) -> Schema:
         elif "{" in route.path or route.name == "list_journal_entries":
             statuses.append(404)
     elif route.stream is not None:
-        statuses.extend((400, 503))
+        statuses.extend((400, 429, 503))
     elif route.name == "readyz":
         statuses.append(503)
     if route.scope is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import Counter
 from functools import partial
 from secrets import token_hex
 from typing import Any, Final
@@ -68,8 +69,8 @@ class Gateway:
         """Set while no request is in flight."""
         self.idle.set()
         self.draining = False
-        self.streams = 0
-        """Of alerts, that clients follow now."""
+        self.streams: Counter[str] = Counter()
+        """Of alerts, that clients follow now, by client."""
         self.back_test = asyncio.Lock()
         """Held while one runs."""
         metrics.in_flight_max.set_function(lambda: self.limit.bound)
