@@ -177,7 +177,7 @@ class Endpoint:
         seconds = perf_counter() - started
         if admitted and self._route.topic is not None and response.status in WORKED_ON:
             gateway.limit.answered(seconds)
-        self._account_for(response.status, seconds)
+        self._account_for(response.status, seconds, logged=admitted)
         return response
 
     def _admit(self) -> None:
@@ -241,7 +241,8 @@ class Endpoint:
             _no_other_place_has(pan, values)
         return values
 
-    def _account_for(self, status: int, seconds: float) -> None:
+    def _account_for(self, status: int, seconds: float, *, logged: bool) -> None:
+        """What was not even admitted is counted, not logged: a flood must not be one of lines too."""
         route = self._route
         counter = self._requests.get(status)
         if counter is None:
@@ -249,7 +250,7 @@ class Endpoint:
             self._requests[status] = counter
         counter.inc()
         self._seconds.observe(seconds)
-        if route.bounded:
+        if logged:
             access_log.info("%s %s %d %.1f ms", route.method, route.path, status, seconds * 1000)
 
 

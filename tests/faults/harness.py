@@ -109,6 +109,10 @@ class Report:
             "zombies": dict(sorted(self.zombies.items())),
             "batches_looked_at": self.fences.batches,
             "batches_not_fenced": len(self.fences.stale),
+            "done": [
+                [round(fault.at_s, 1), fault.kind, fault.target, fault.first_s and round(fault.first_s, 2)]
+                for fault in self.faults
+            ],
             "looked_at": {check["name"]: check["looked_at"] for check in self.audit.get("checks", [])},
         }
 

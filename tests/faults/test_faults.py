@@ -31,7 +31,7 @@ def test_nothing_is_lost_or_done_twice_whatever_dies(tmp_path: Path) -> None:
     assert set(report) == {
         "seed", "minutes", "requests", "reads", "attempts", "acknowledged", "unknown", "faults", "lost",
         "duplicated", "violations", "recovery_s", "zombies", "batches_looked_at", "batches_not_fenced",
-        "looked_at",
+        "done", "looked_at",
     }  # fmt: skip
     assert report["lost"] == report["duplicated"] == 0 and report["violations"] == []
     assert sum(report["faults"].values()) >= 12 and len(report["faults"]) >= 8

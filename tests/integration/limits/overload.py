@@ -39,19 +39,28 @@ CARDS: Final = 2_000
 CONNECTIONS_MAX: Final = 1_000
 REFUSED_S: Final = 0.25
 """What a client that waits for its answers rests after a refusal."""
+SETTLING_S: Final = 2.0
 TICK_S: Final = 0.002
 ANSWERS_S: Final = 30.0
 """Within which what is under way at the end is answered."""
+
+
+def percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values) or [0.0]
+    return round(ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))], 1)
 
 
 @dataclass
 class Phase:
     """What became of the requests of one part of the run."""
 
+    began: float = field(default_factory=time.perf_counter)
     sent: int = 0
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     accepted_ms: list[float] = field(default_factory=list)
+    settled_ms: list[float] = field(default_factory=list)
+    """Of those, the ones that were sent after the first `SETTLING_S`: the bound has found its place."""
     refused_ms: list[float] = field(default_factory=list)
     not_sent: int = 0
     """For want of a connection: all of them waited for an answer."""
@@ -62,18 +71,16 @@ class Phase:
     def accepted_per_s(self) -> float:
         return len(self.accepted_ms) / self.seconds
 
-    def percentile(self, percent: float) -> float:
-        ordered = sorted(self.accepted_ms) or [float("nan")]
-        return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
-
     def document(self) -> dict[str, Any]:
         return {
             "sent": self.sent,
             "sent_per_s": round(self.sent / self.seconds, 1),
             "accepted_per_s": round(self.accepted_per_s, 1),
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
-            "accepted_p50_ms": round(self.percentile(50), 1),
-            "accepted_p99_ms": round(self.percentile(99), 1),
+            "accepted_p50_ms": percentile(self.accepted_ms, 50),
+            "accepted_p99_ms": percentile(self.accepted_ms, 99),
+            "settled_p50_ms": percentile(self.settled_ms, 50),
+            "settled_p99_ms": percentile(self.settled_ms, 99),
             "refused_p50_ms": round(statistics.median(self.refused_ms), 1) if self.refused_ms else None,
             "not_sent": self.not_sent,
             "without_retry_after": self.without_retry_after,
@@ -151,6 +158,8 @@ class Shoppers:
             phase.statuses[status] += 1
             if status == 200:
                 phase.accepted_ms.append(took_ms)
+                if began - phase.began > SETTLING_S:
+                    phase.settled_ms.append(took_ms)
             else:
                 phase.refused_ms.append(took_ms)
                 if status == 503 and b"retry-after:" not in connection.head.lower():
