@@ -24,6 +24,10 @@ ATTEMPT_TIMEOUT_S: Final = 15.0
 """Above the gateway's deadline, and its time-out reversal's."""
 PATIENCE_S: Final = 240.0
 """A request that has no outcome after this stays unknown."""
+READ_PATIENCE_S: Final = 12.0
+"""Who only looks gives up after this: what was written is there, and is looked at again later."""
+BLIND_S: Final = 5.0
+"""Nobody looks for so long after somebody did in vain: the read model is far behind, as after its loss."""
 PAUSE_S: Final = 0.05
 BUSY_S: Final = (0.3, 1.0)
 """Before a request that was refused for there being too many is sent again."""
@@ -124,7 +128,7 @@ class Client:
         self.acknowledged = 0
         self.unknown = 0
         """Writes whose outcome was never told."""
-        self.unanswered_reads = 0
+        self.reads_given_up = 0
         self.statuses: Counter[int] = Counter()
         self.doubled = False
         """Every request is sent twice at once."""
@@ -140,7 +144,7 @@ class Client:
         self._stop = asyncio.Event()
         self._lines: list[bytes] = []
         self._idle: dict[tuple[str, int], list[Connection]] = {}
-        self._pause_until = 0.0
+        self._pause_until = self._blind_until = 0.0
         self._mark: tuple[float, set[int], asyncio.Future[float], asyncio.Future[float]] | None = None
 
     # -- life
@@ -213,6 +217,9 @@ class Client:
         answer = await self.send("/accounts", body, card)
         card.account = (answer or {}).get("account_id", "")
         return bool(card.account)
+
+    def _can_look(self) -> bool:
+        return time.monotonic() > self._blind_until
 
     async def _look(self, card: Card) -> None:
         """What a shopper does between two payments: looks at the last one, at the account, at an old one."""
@@ -319,7 +326,7 @@ class Client:
                 status, answer = await self._attempt(request)
             if status in FINAL:
                 self.acknowledged += status in (200, 409)
-                if card.account and self._choose.random() < READS:
+                if card.account and self._choose.random() < READS and self._can_look():
                     await self._look(card)
                 return answer if status == 200 else None
             if time.monotonic() > deadline:
@@ -336,13 +343,15 @@ class Client:
         header = b"Consistency-Token: %b\r\n" % wants if wants else b""
         wire = b"GET %b HTTP/1.1\r\nHost: gateway\r\n%b\r\n" % (path.encode(), header)
         request = Request(path, wire, card, None, wants.decode())
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + READ_PATIENCE_S
         while True:
             status, answer = await self._attempt(request)
             if status in FINAL:
                 return
+            if status == 504:
+                self._blind_until = time.monotonic() + BLIND_S
             if time.monotonic() > deadline:
-                self.unanswered_reads += 1
+                self.reads_given_up += 1
                 return
             await self._rest(answer)
 

@@ -66,6 +66,8 @@ class Report:
     attempts: int = 0
     reads: int = 0
     """Of the requests: those that only look."""
+    reads_given_up: int = 0
+    """Reads without an answer: the read model was away or behind for too long."""
     acknowledged: int = 0
     """Writes with an outcome, refusals of the domain included."""
     unknown: int = 0
@@ -98,6 +100,7 @@ class Report:
             "minutes": round(self.minutes, 2),
             "requests": self.requests,
             "reads": self.reads,
+            "reads_given_up": self.reads_given_up,
             "attempts": self.attempts,
             "acknowledged": self.acknowledged,
             "unknown": self.unknown,
@@ -120,9 +123,9 @@ class Report:
         lines = [
             f"# Faults, seed {self.seed}",
             "",
-            f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests "
-            f"({self.reads:,} of them reads) in {self.attempts:,} attempts, {self.acknowledged:,} writes "
-            f"acknowledged, {self.unknown:,} left unknown. "
+            f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests in "
+            f"{self.attempts:,} attempts. {self.reads:,} of them are reads ({self.reads_given_up:,} given up); "
+            f"of the writes {self.acknowledged:,} were acknowledged and {self.unknown:,} left unknown. "
             f"Lost: {self.lost}. Twice: {self.duplicated}. Violations: {len(self.violations)}.",
             "",
             "Attempts by status (0: no answer): "
@@ -237,9 +240,7 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
         report.requests, report.attempts = client.requests, client.attempts
         report.acknowledged, report.unknown = client.acknowledged, client.unknown
         report.reads, report.statuses = client.reads, client.statuses
-        report.zombies = grounds.zombies
-        if client.unanswered_reads:
-            report.violations.append(f"run: {client.unanswered_reads} reads were never answered")
+        report.zombies, report.reads_given_up = grounds.zombies, client.reads_given_up
         await grounds.stop_services()
         for name in grounds.system.killed:
             report.violations.append(f"run: {name} did not end when it was asked to")
