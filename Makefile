@@ -92,5 +92,6 @@ lock: setup ## Resolve the dependencies anew into the locks (UPGRADE=1: to the n
 	echo setuptools | $(BIN)/uv pip compile $(COMPILE) --constraint requirements.lock - --output-file docker/build.lock
 
 clean: ## Remove what was built here (the system's data in MINI_VISA_HOME stay)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	git clean -fdXq reports
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -124,7 +124,7 @@ class Report:
             f"# Faults, seed {self.seed}",
             "",
             f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests in "
-            f"{self.attempts:,} attempts. {self.reads:,} of them are reads ({self.reads_given_up:,} given up); "
+            f"{self.attempts:,} attempts. {self.reads:,} are reads ({self.reads_given_up:,} given up); "
             f"of the writes {self.acknowledged:,} were acknowledged and {self.unknown:,} left unknown. "
             f"Lost: {self.lost}. Twice: {self.duplicated}. Violations: {len(self.violations)}.",
             "",
