@@ -35,7 +35,7 @@ from tests.postgresql import Server
 
 READY_S_MAX: Final = 180.0
 PAUSE_S: Final = 0.05
-QUIET_S_MAX: Final = 240.0
+QUIET_S_MAX: Final = 600.0
 NO_TABLES: Final = frozenset({"gateway", "projection", "connector", "clearing-house"})
 """Services without RocksDB."""
 
