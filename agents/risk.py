@@ -23,6 +23,7 @@ from mini_visa.domain.payment import RuleHit
 from mini_visa.settings import settings
 from mini_visa.streams import Context, Impossible
 from mini_visa.streams.app import create_app
+from mini_visa.streams.table import TableView
 from tables.rules import RULES, in_force, of_number, put_in_force
 from tables.velocity import (
     FORGOTTEN,
@@ -92,12 +93,23 @@ def judge(request: Authorize | Increment, context: Context) -> None:
         cards.get(account, NEW_CARD), rules, at=context.record_timestamp, now=now,
         amount=request.amount, exponent=exponent, currency=currency, assumed=assumed, merchant_id=merchant_id,
     )  # fmt: skip
-    cards[account] = velocity
-    requests[key] = Assessed(now, rules.number, verdict.score, verdict.response_code, verdict.hits)
+    if not request.own or has_asked(request, requests, now):
+        cards[account] = velocity
+        requests[key] = Assessed(now, rules.number, verdict.score, verdict.response_code, verdict.hits)
     context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
     if verdict.hits:
         shown = request.currency if isinstance(request, Authorize) else velocity.currency
         alert(context, request, verdict.hits, verdict.score, shown, merchant_id)
+
+
+def has_asked(request: Authorize | Increment, requests: TableView[Assessed], now: int) -> bool:
+    """Whether this client, whose key is for its own payments only, has had the card in hand lately. An
+    increment names a payment, and perhaps one of others: that must not use up the card's limits. The row that
+    says so has no request id, and is forgotten with those that have one."""
+    key, former_key = request_keys(request.account, request.client, "", now // REQUEST_WINDOW_MS)
+    if isinstance(request, Authorize) and key not in requests:
+        requests[key] = Assessed(now, 0)
+    return key in requests or former_key in requests
 
 
 def count_outcome(outcome: PaymentOutcome, context: Context) -> None:

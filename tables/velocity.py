@@ -2,7 +2,8 @@
 
 velocity: account -> its rings of buckets.
 risk-requests: "window/account/client/request_id" -> the verdict given, so that a retry gets the same one
-and is not counted again. `window` numbers the stretches of event time of the length that a request is
+and is not counted again. With no request_id: that this client, whose key is for its own payments only, has
+sent an authorization. `window` numbers the stretches of event time of the length that a request is
 remembered for, so a request is looked for in this one and the one before, and what is older can be
 forgotten in key order without an index.
 risk-forgotten: one row, `BOOKMARK` -> where forgetting goes on.

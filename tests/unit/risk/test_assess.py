@@ -126,6 +126,31 @@ def test_an_increment_counts_by_the_cards_last_currency():
     assert service.alerts()[0].currency == "JPY"
 
 
+def test_increments_of_a_client_that_never_had_the_card_do_not_use_up_its_limits():
+    """Its key is for its own payments only: the one that it names may be of others."""
+    service = RiskService()
+    for number in range(30):
+        assert not hits_of(service.ask(an_increment(f"foreign-{number}", client="thief", own=True)))
+    assert service.rows(REQUESTS) == {} and service.rows(VELOCITY) == {}
+    for number in range(9):
+        service.ask(an_authorize(f"r{number}", client="shop", own=True))
+    assert not hits_of(service.ask(an_increment("r9", client="shop", own=True)))
+    assert hits_of(service.ask(an_increment("r10", client="shop", own=True))), "the eleventh of this client"
+    assert hits_of(service.ask(an_increment("foreign", client="thief", own=True))), (
+        "it is judged all the same"
+    )
+
+
+def test_a_client_that_had_the_card_is_known_for_as_long_as_a_request_is():
+    service = RiskService()
+    service.ask(an_authorize("r0", client="shop", own=True), at=NOON)
+    for number in range(10):
+        service.ask(an_increment(f"i{number}", client="shop", own=True), at=NOON + DAY)
+    assert hits_of(service.ask(an_authorize("x"), at=NOON + DAY)), "they were counted"
+    service.send(Tick(), at=NOON + 5 * DAY)
+    assert service.rows(REQUESTS) == {}, "and who had it is forgotten like a request"
+
+
 def test_a_first_request_that_names_no_currency_is_judged_by_the_one_the_gateway_assumed():
     service = RiskService()
     yen = an_authorize("r1", 12_345, currency="JPY", currency_given=False)
