@@ -27,7 +27,6 @@ from tables.accounts import TABLES, AccountRecords
 EXPIRED_PER_TICK_MAX: Final = 1_000
 """Holds that one tick ends; the next tick goes on. Commands do not wait for it: they look themselves."""
 
-REPLY_PARTITIONS: Final = settings().replies_partitions
 
 DECLINES: Final = frozenset(response_codes.TEXTS) - {
     response_codes.APPROVED,
@@ -79,8 +78,8 @@ def answer(command: Command, context: Context) -> None:
     key = context.key
     if key != command.account.encode():
         raise Impossible("its key is not its account")
-    if command.reply_partition >= REPLY_PARTITIONS:
-        raise Impossible(f"reply_partition is beyond the {REPLY_PARTITIONS} of gateway.replies")
+    if command.reply_partition >= context.partitions(topics.GATEWAY_REPLIES):
+        raise Impossible("reply_partition is beyond those of gateway.replies")
     try:
         outcome, events, replayed = decide(
             AccountRecords(context.tables), command, context.timestamp, context.offset, TERMS

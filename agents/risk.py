@@ -37,7 +37,6 @@ from tables.velocity import (
 )
 
 REQUEST_WINDOW_MS: Final = settings().request_window_h * 3_600_000
-PARTITIONS: Final = settings().partitions
 DECIMALS: Final = frozenset(EXPONENTS.values())
 
 app = create_app("risk")
@@ -144,7 +143,7 @@ def put_rule(put: PutRule, context: Context) -> None:
             partition=context.partition,
         )  # fmt: skip
         if context.partition == 0:
-            for partition in range(1, PARTITIONS):
+            for partition in range(1, context.partitions(topics.CARD_REQUESTS)):
                 context.emit(topics.CARD_REQUESTS, put, key=context.key, partition=partition)
 
 

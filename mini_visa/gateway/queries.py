@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
+from mini_visa import topics
 from mini_visa.gateway import views
 from mini_visa.gateway.endpoints import CONSISTENCY_TOKEN, Call, Reply
 from mini_visa.gateway.problems import FieldError, Problem, bad_input, busy, not_found
@@ -126,7 +127,7 @@ def _expected(call: Call, account: str | None) -> Sequence[tuple[int, int]]:
     token = call.headers.get(CONSISTENCY_TOKEN)
     if token is not None:
         match = _TOKEN.fullmatch(token.strip())
-        if match is None or int(match[1]) >= call.gateway.settings.partitions:
+        if match is None or int(match[1]) >= call.gateway.exchange.partitions[topics.ACCOUNT_COMMANDS.name]:
             raise bad_input(
                 FieldError(CONSISTENCY_TOKEN, "is not one that a POST answered: send it as it was")
             )

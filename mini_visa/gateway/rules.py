@@ -32,7 +32,7 @@ BACKTEST_TIMEOUT_S: Final = 60.0
 async def rules(call: Call) -> Reply:
     """The rules in force, each with its version."""
     async with reading(call, None) as read_model:
-        found = await in_force(read_model, call.gateway.settings.partitions)
+        found = await in_force(read_model, _partitions(call))
         age = await read_model.lag_ms(topics.RISK_RULES.name)
     return view_reply({"items": [views.whole_rule_view(found[name]) for name in sorted(found)]}, age)
 
@@ -52,7 +52,7 @@ async def put_rule(call: Call) -> Reply:
     gateway = call.gateway
     deadline = asyncio.get_running_loop().time() + gateway.settings.gateway_deadline_s
     async with reading(call, None) as read_model:
-        known = await in_force(read_model, gateway.settings.partitions)
+        known = await in_force(read_model, _partitions(call))
         former = known.get(rule.id)
         if former == rule:
             return view_reply(views.whole_rule_view(rule), await read_model.lag_ms(topics.RISK_RULES.name))
@@ -74,7 +74,7 @@ async def put_rule(call: Call) -> Reply:
         except NoAnswer:
             raise _unknown() from None
         while asyncio.get_running_loop().time() < deadline:
-            now = (await in_force(read_model, gateway.settings.partitions)).get(rule.id)
+            now = (await in_force(read_model, _partitions(call))).get(rule.id)
             if now == rule:
                 return view_reply(
                     views.whole_rule_view(rule), await read_model.lag_ms(topics.RISK_RULES.name)
@@ -83,6 +83,11 @@ async def put_rule(call: Call) -> Reply:
                 raise Problem(409, "conflict", f"another version {now.version} was put in force meanwhile.")
             await asyncio.sleep(POLL_S)
     raise _unknown()
+
+
+def _partitions(call: Call) -> int:
+    """Of card.requests, as the cluster has it."""
+    return call.gateway.exchange.partitions[topics.CARD_REQUESTS.name]
 
 
 def _unknown() -> Problem:
@@ -103,7 +108,7 @@ async def back_test(call: Call) -> Reply:
     if since is not None and until is not None and until <= since:
         raise bad_input(FieldError("to", "must be later than from"))
     async with reading(call, None) as read_model:
-        current = await in_force(read_model, gateway.settings.partitions)
+        current = await in_force(read_model, _partitions(call))
     if rule.id in current and current[rule.id].version >= rule.version:
         raise Problem(409, "conflict", f"version {current[rule.id].version} is in force: try a higher one.")
     if rule.id not in current and len(current) >= RULES_MAX:

@@ -93,6 +93,10 @@ class Context:
         """The typed form of `tables[table]`."""
         return self.tables[table]
 
+    def partitions(self, sink: AnyTopic) -> int:
+        """How many the sink has in the cluster."""
+        return self._routes[sink][2]
+
     def emit(
         self,
         topic: Topic[M],

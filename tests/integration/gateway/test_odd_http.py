@@ -9,7 +9,7 @@ import logging
 
 import pytest
 
-from .conftest import Client, until_it_can_be_read_from
+from .conftest import Client, GatewayRunner, until_it_can_be_read_from
 
 PAN = "4111111111111111"
 _HEAD = "POST /payments/authorize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -109,3 +109,11 @@ async def test_a_body_may_come_after_100_continue_and_gzipped(client: Client) ->
         writer.write(body)
         assert (await reader.readline()).split()[1] == b"400"  # read, and request_id and pan are missing
     writer.close()
+
+
+async def test_a_token_of_any_partition_that_the_cluster_has_is_taken(gateway_for: GatewayRunner) -> None:
+    """Whatever the setting says: it has no say in what is there."""
+    async with gateway_for(partitions=1, gateway_deadline_s=0.2) as client:
+        for token, status in (("3:999999999", 504), ("4:0", 400)):
+            async with client.get("/alerts", headers={"Consistency-Token": token}) as response:
+                assert response.status == status

@@ -15,9 +15,11 @@ from a_risk_service import (
     hits_of,
 )
 
+from agents.risk import assess
 from mini_visa import topics
 from mini_visa.domain.commands import PutRule, Tick
 from mini_visa.domain.payment import Merchant, RuleHit, Verdict
+from mini_visa.streams.testing import Driver
 from tables.rules import RULES
 from tables.velocity import FORGOTTEN, REQUESTS, VELOCITY
 
@@ -324,6 +326,17 @@ def test_a_window_that_no_rule_looks_at_any_more_is_dropped():
     service.ask(put("count", 100, version=2, window_s=300, retired=True))
     service.ask(an_authorize("r2"))
     assert "count/300" not in service.row(VELOCITY, "acc-1").series
+
+
+def test_a_new_version_goes_to_every_partition_that_the_cluster_has():
+    """Whatever the setting says: it may be of another cluster."""
+    first = Driver(assess, partition=0, partitions=6)
+    first.send(put("count", 5), key=b"mine")
+    sent = [output.partition for output in first.outputs if output.topic == topics.CARD_REQUESTS.name]
+    assert sent == [1, 2, 3, 4, 5]
+    other = Driver(assess, partition=1, partitions=6)
+    other.send(put("count", 5), key=b"mine")
+    assert [output.topic for output in other.outputs] == [topics.RISK_RULES.name]
 
 
 def test_a_nonsense_rule_is_a_dead_letter_and_the_rules_stand():
