@@ -21,10 +21,12 @@ from tables.clearing import (
     POSITIONS,
     PRESENTMENTS,
     PRESENTMENTS_DUE,
+    NumberedCycle,
     OpenCycle,
     OpenPresentment,
     merchant_of,
     position_key,
+    take_over,
 )
 from tables.schedule import Schedule
 
@@ -86,6 +88,8 @@ def net(message: ClearingItem | Tick, context: Context) -> None:
     tick on items belong to the next."""
     now = context.timestamp // CYCLE_MS * CYCLE_MS
     cycle: OpenCycle = context.table(CYCLE).get(OPEN) or OpenCycle(now, context.offset)
+    if isinstance(cycle, NumberedCycle):
+        cycle = take_over(cycle, context.table(POSITIONS), CYCLE_MS)
     if isinstance(message, ClearingItem):
         key = position_key(cycle.begins, message.merchant_id, message.currency)
         positions = context.table(POSITIONS)

@@ -48,7 +48,7 @@ STATES: Final = {
 }  # fmt: skip
 """Tables of the read model -> their key, and the columns that are compared."""
 
-ROW_VERSIONS: Final = {"requests": (1, 2)}
+ROW_VERSIONS: Final = {"requests": (1, 2), "open-cycle": (1, 2)}
 """Of tables whose rows have changed; of all others, 1."""
 
 _json: Callable[[bytes], Any] = msgspec.json.Decoder().decode

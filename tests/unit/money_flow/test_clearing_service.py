@@ -6,6 +6,7 @@ import csv
 import json
 from io import StringIO
 
+import msgspec
 import pytest
 
 from agents.testing import ACCOUNT, DAY, HOUR, MIDNIGHT, Pipeline
@@ -13,9 +14,25 @@ from mini_visa import topics
 from mini_visa.domain.clearing import ClearingItem, Presentment
 from mini_visa.domain.commands import Tick
 from mini_visa.domain.payment import Card, Merchant
-from mini_visa.domain.settlement import CycleClosed, SettlementPosition, csv_file, json_file
+from mini_visa.domain.settlement import (
+    CycleClosed,
+    OpenPosition,
+    SettlementPosition,
+    csv_file,
+    cycle_name,
+    json_file,
+)
 from mini_visa.streams.testing import Driver
-from tables.clearing import CYCLE, POSITIONS, PRESENTMENTS, PRESENTMENTS_DUE, merchant_of, position_key
+from tables.clearing import (
+    CYCLE,
+    OPEN,
+    POSITIONS,
+    PRESENTMENTS,
+    PRESENTMENTS_DUE,
+    OpenCycle,
+    merchant_of,
+    position_key,
+)
 
 M1 = Merchant(id="m1", mcc="5411")
 M2 = Merchant(id="m2", mcc="5411")
@@ -234,6 +251,38 @@ def test_cycles_of_another_length_go_on_where_those_before_ended(monkeypatch):
         ("00:00:10Z", DAY + 1),  # the last short one, up to the end of its day
         ("00:00:00Z", DAY + 6_000),
     ]
+
+
+def test_a_cycle_that_the_first_version_had_open_goes_on_and_closes_once():
+    """It was known by its number, also in the keys of its positions; one more was closing."""
+    number = MIDNIGHT // DAY
+    driver = a_net_service()
+    written = {
+        (CYCLE, OPEN): b"\x01" + msgspec.msgpack.encode([number, 7, number - 1, 3, 7, 1, MIDNIGHT]),
+        (POSITIONS, f"{number - 1:010d}/m2/USD".encode()): POSITIONS.encode(OpenPosition(1, 5_00)),
+        (POSITIONS, f"{number:010d}/m%2F1/USD".encode()): POSITIONS.encode(OpenPosition(2, 20_00)),
+    }
+    driver.store.write([(table.name.encode() + b"\0" + key, row) for (table, key), row in written.items()])
+    send_item(driver, an_item("m/1", 10_00), at=MIDNIGHT + HOUR)
+    driver.send(Tick(), at=MIDNIGHT + HOUR)
+    assert driver.row(CYCLE, OPEN) == OpenCycle(MIDNIGHT, 7, -1, 3, 7, 2, MIDNIGHT)
+    driver.send(Tick(), at=MIDNIGHT + DAY)
+    told = driver.sent(topics.SETTLEMENT_POSITIONS)
+    names = [cycle_name(MIDNIGHT - DAY), cycle_name(MIDNIGHT)]
+    assert [(one.cycle, one.merchant_id, one.items, one.sales) for one in told if is_position(one)] == [
+        (names[0], "m2", 1, 5_00),
+        (names[1], "m/1", 3, 30_00),
+    ]
+    closed = [one for one in told if isinstance(one, CycleClosed)]
+    assert [(one.cycle, one.positions, one.first_item) for one in closed] == [
+        (names[0], 2, 3),
+        (names[1], 1, 7),
+    ]
+    assert driver.rows(POSITIONS) == {}
+
+
+def is_position(message: object) -> bool:
+    return isinstance(message, SettlementPosition)
 
 
 @pytest.mark.parametrize("merchant", ["m1", "a/b", "50%", "%2F", "", "ü"])

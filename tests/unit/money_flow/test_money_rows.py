@@ -1,4 +1,4 @@
-"""Rows written by the first version of the program: what is on a disk must stay readable."""
+"""Rows that versions of the program have written: what is on a disk must stay readable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from mini_visa.domain.payment import Card, Merchant
 from mini_visa.domain.saga import Saga
 from mini_visa.domain.settlement import OpenPosition
 from mini_visa.streams.table import UnknownRowVersion
-from tables.clearing import CYCLE, POSITIONS, PRESENTMENTS, PRESENTMENTS_DUE, OpenCycle, OpenPresentment
+from tables.clearing import (
+    CYCLE,
+    POSITIONS,
+    PRESENTMENTS,
+    PRESENTMENTS_DUE,
+    NumberedCycle,
+    OpenCycle,
+    OpenPresentment,
+)
 from tables.ledger import BALANCES, CHAIN, SETTLEMENT_CHAIN, Balance
 from tables.sagas import DEADLINES, SAGAS
 
@@ -54,7 +62,17 @@ RECORDED = [
     (
         CYCLE,
         "0197cd4fe611cd4fe50311cd1388cf0000019b76daa800",
-        OpenCycle(20_454, 17, 20_453, 3, 17, 5_000, AT),
+        NumberedCycle(20_454, 17, 20_453, 3, 17, 5_000, AT),
+    ),
+    (
+        CYCLE,
+        "0197cf0000019b76daa80011cf0000019b71b44c000311cd1388cf0000019b76daa800",
+        OpenCycle(AT, 17, AT - 86_400_000, 3, 17, 5_000, AT),
+    ),
+    (
+        CYCLE,
+        "0297cf0000019b76daa80011cf0000019b71b44c000311cd1388cf0000019b76daa800",
+        OpenCycle(AT, 17, AT - 86_400_000, 3, 17, 5_000, AT),
     ),
     (
         SAGAS,
@@ -70,8 +88,13 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("table", "recorded", "row"), RECORDED)
-def test_a_row_of_the_first_version_is_read(table, recorded, row):
-    assert table.decode(bytes.fromhex(recorded)) == row
+def test_a_row_that_was_written_once_is_read(table, recorded, row):
+    found = table.decode(bytes.fromhex(recorded))
+    assert (found, type(found)) == (row, type(row))
+
+
+def test_a_cycle_that_was_known_by_its_number_is_written_by_its_time():
+    assert CYCLE.encode(OpenCycle(AT, 17)).hex().startswith("0297cf0000019b76daa80011ff")
 
 
 @pytest.mark.parametrize(("table", "recorded", "row"), RECORDED)
