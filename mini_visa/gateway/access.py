@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from mini_visa.domain.commands import LOCAL_CLIENT
+from mini_visa.domain.commands import LOCAL_CLIENT, RESERVED_CLIENTS
 from mini_visa.errors import UserError
 from mini_visa.gateway.problems import Problem
 from mini_visa.settings import Settings
@@ -86,7 +86,7 @@ def list_keys(path: Path) -> list[AccessKey]:
 def create_key(path: Path, name: str, scopes: Iterable[str]) -> str:
     """Adds a key for the client `name` and returns it: the only time it can be seen.
 
-    Raises `AccessError` for an unknown scope, none, or a bad name.
+    Raises `AccessError` for an unknown scope, none, or a name that is bad or the program's own.
     """
     wanted = tuple(sorted(set(scopes)))
     known = [*SCOPES, *(scope + OWN for scope in OWNED)]
@@ -95,6 +95,10 @@ def create_key(path: Path, name: str, scopes: Iterable[str]) -> str:
         raise AccessError(f"unknown scopes {unknown or '(none given)'}: choose from {', '.join(known)}")
     if not _NAME.fullmatch(name):
         raise AccessError("a client's name is 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    if name in RESERVED_CLIENTS:
+        raise AccessError(
+            f"{', '.join(sorted(RESERVED_CLIENTS))} are names of the program's own: choose another"
+        )
     keys = list_keys(path)
     if len(keys) >= KEYS_MAX:
         raise AccessError(f"there are {KEYS_MAX} keys already: remove revoked ones from {path}")

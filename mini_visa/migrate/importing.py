@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from mini_visa import topics
 from mini_visa.domain.cards import Tokenizer, bin_of, card_of, last4_of
-from mini_visa.domain.commands import Authorize, Command, OpenAccount
+from mini_visa.domain.commands import MIGRATION_CLIENT, Authorize, Command, OpenAccount
 from mini_visa.domain.events import AccountOpened, PaymentAuthorized
 from mini_visa.domain.payment import Merchant
 from mini_visa.gateway.token_keys import load_tokenizer, token_keys_file
@@ -28,7 +28,6 @@ from mini_visa.migrate.rows import Row, read
 from mini_visa.migrate.sending import Sender, each, fingerprint, sender
 from mini_visa.settings import Settings
 
-CLIENT: Final = "migration"
 KINDS: Final = ("account", "hold")
 REFUSALS_MAX: Final = 100
 """Listed; the rest is counted."""
@@ -129,7 +128,7 @@ def command_of(row: Row, tokenizer: Tokenizer) -> Command:
         command = OpenAccount(
             account=token,
             request_id=request_id,
-            client=CLIENT,
+            client=MIGRATION_CLIENT,
             bin=bin_of(number),
             last4=last4_of(number),
             currency=values["currency"],
@@ -142,7 +141,7 @@ def command_of(row: Row, tokenizer: Tokenizer) -> Command:
         command = Authorize(
             account=token,
             request_id=request_id,
-            client=CLIENT,
+            client=MIGRATION_CLIENT,
             amount=values["amount"],
             currency=values["currency"],
             currency_given=True,
@@ -169,7 +168,7 @@ async def _imported_before(settings: Settings, show: Show) -> set[str]:
     ends = await end_offsets(settings, [name])
     total, count = sum(ends.values()), 0
     found: set[str] = set()
-    marks = f'"client":"{CLIENT}"'.encode()
+    marks = f'"client":"{MIGRATION_CLIENT}"'.encode()
     async with aclosing(committed_records(settings, [name], {}, ends)) as records:
         async for record in records:
             count += 1
@@ -178,6 +177,6 @@ async def _imported_before(settings: Settings, show: Show) -> set[str]:
             if marks not in (record.value or b""):
                 continue
             fact = topics.PAYMENT_EVENTS.decode(record.value)
-            if isinstance(fact, AccountOpened | PaymentAuthorized) and fact.client == CLIENT:
+            if isinstance(fact, AccountOpened | PaymentAuthorized) and fact.client == MIGRATION_CLIENT:
                 found.add(fact.request_id)
     return found

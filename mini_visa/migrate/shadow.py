@@ -17,14 +17,13 @@ from msgspec.structs import replace
 
 from mini_visa import topics
 from mini_visa.domain.cards import Tokenizer, card_of
-from mini_visa.domain.commands import Authorize, Command, ReversePayment
+from mini_visa.domain.commands import SHADOW_CLIENT, Authorize, Command, ReversePayment
 from mini_visa.gateway.token_keys import load_tokenizer, token_keys_file
 from mini_visa.migrate.importing import Show, merchant_of
 from mini_visa.migrate.rows import BadFile, Row, read
 from mini_visa.migrate.sending import TOGETHER, Sender, fingerprint, sender
 from mini_visa.settings import Settings
 
-CLIENT: Final = "shadow"
 KINDS: Final = ("authorization", "reversal")
 
 
@@ -140,14 +139,14 @@ class _Replayed:
             command = ReversePayment(
                 account=account,
                 request_id=f"{self._run}:reversal:{values['id']}",
-                client=CLIENT,
+                client=SHADOW_CLIENT,
                 original_request_id=f"{self._run}:{values['original_id']}",
             )
         else:
             command = Authorize(
                 account=account,
                 request_id=request_id,
-                client=CLIENT,
+                client=SHADOW_CLIENT,
                 amount=values["amount"],
                 currency=values["currency"],
                 currency_given=True,

@@ -148,6 +148,14 @@ def test_a_gateway_that_could_let_nobody_in_does_not_start(settings: Settings) -
         Access(settings)
 
 
+@pytest.mark.parametrize("name", ["local", "migration", "shadow"])
+def test_no_key_speaks_for_the_program_itself(tmp_path: Path, name: str) -> None:
+    with pytest.raises(AccessError, match="local, migration, shadow are names of the program's own"):
+        create_key(tmp_path / "keys.json", name, ["payments:write"])
+    assert list_keys(tmp_path / "keys.json") == []
+    create_key(tmp_path / "keys.json", f"{name}s", ["payments:write"])
+
+
 def test_a_key_needs_a_name_and_scopes_that_there_are(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     for name, scopes in (("shop", []), ("shop", ["payments:all"]), ("", ["payments:read"]),
