@@ -39,6 +39,10 @@ FORGOTTEN_PER_TICK_MAX: Final = 5_000
 """More than arrive in a partition between two ticks, so that forgetting keeps up."""
 
 
+NOT_KEPT: Final = -1
+"""In rows that were written without it: what the payment says now is told then."""
+
+
 class Standing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An outcome that shows a payment: what its payment's row does not say, or will say otherwise later."""
 
@@ -63,6 +67,8 @@ class Standing(msgspec.Struct, frozen=True, array_like=True, gc=False):
     chargebacks: tuple[Chargeback, ...]
     forced: bool
     reason: str
+    interchange_returned: int = NOT_KEPT
+    scheme_fee_returned: int = NOT_KEPT
 
     def outcome(self, payment: Payment) -> Outcome:
         """The outcome as it was stored, from its payment's row as it is now."""
@@ -87,6 +93,12 @@ class Standing(msgspec.Struct, frozen=True, array_like=True, gc=False):
             forced=self.forced,
             reason=self.reason,
         )
+        if self.interchange_returned != NOT_KEPT:
+            then = replace(
+                then,
+                interchange_returned=self.interchange_returned,
+                scheme_fee_returned=self.scheme_fee_returned,
+            )
         return Outcome(
             status=self.http_status, request_id=self.request_id, response_code=self.code, payment=then
         )
@@ -119,6 +131,8 @@ def _standing(outcome: Outcome) -> Standing | None:
         payment.chargebacks,
         payment.forced,
         payment.reason,
+        payment.interchange_returned,
+        payment.scheme_fee_returned,
     )
 
 

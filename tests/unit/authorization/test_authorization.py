@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -23,11 +24,21 @@ from mini_visa.domain.commands import (
     Tick,
 )
 from mini_visa.domain.events import HoldExpired, PaymentAuthorized, TimePassed
-from mini_visa.domain.payment import Card
+from mini_visa.domain.payment import Card, Payment, PaymentStatus
+from mini_visa.domain.terms import Terms
 from mini_visa.domain.testing import NOON
 from mini_visa.streams.testing import Driver
 from tables import accounts
-from tables.accounts import ACCOUNTS, FORGOTTEN_PER_TICK_MAX, HOLDS, PAYMENTS, REQUESTS, WAKES
+from tables.accounts import (
+    ACCOUNTS,
+    FORGOTTEN_PER_TICK_MAX,
+    HOLDS,
+    PAYMENTS,
+    REQUESTS,
+    WAKES,
+    RequestRow,
+    Standing,
+)
 
 DAY = 86_400_000
 ACCOUNT = "tok_1one"
@@ -162,6 +173,52 @@ def test_garbage_is_a_dead_letter_and_the_next_command_is_decided(
     assert any(part in dict(letter.headers)["reason"].decode() for part in reason.split("|"))
     send(driver, an_authorization())
     assert len(driver.sent(topics.PAYMENT_EVENTS)) == 1
+
+
+def test_a_refund_is_answered_again_with_the_fees_that_had_gone_back_by_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a payment's row says now is not what it said: each of the two refunds took fees back."""
+    monkeypatch.setattr("agents.authorization.TERMS", Terms(mirror_refund_fees=True))
+    driver = a_service()
+    send(driver, an_authorization(capture=True, amount=10_000, attempt="a", reply_partition=0))
+    payment_id = driver.sent(topics.GATEWAY_REPLIES)[0].outcome.payment.payment_id
+    send(driver, RecordClearing(account=ACCOUNT, request_id="c", payment_id=payment_id, n=1, accepted=True))
+    first = RefundPayment(
+        account=ACCOUNT, request_id="f", payment_id=payment_id, amount=4_000, attempt="1", reply_partition=0
+    )
+    send(driver, first)
+    send(driver, replace(first, request_id="g", amount=6_000, attempt="2"))
+    send(driver, replace(first, attempt="3"))
+    before, after, again = (answer.outcome.payment for answer in driver.sent(topics.GATEWAY_REPLIES)[1:])
+    assert 0 < before.interchange_returned < after.interchange_returned
+    assert again == before
+
+
+def test_a_stored_answer_has_all_of_a_payment_that_can_change() -> None:
+    never_changes = {
+        "payment_id", "account", "client", "request_id", "card", "currency", "amount", "created_at",
+        "authorization_code", "expires_at", "merchant", "metadata", "verdict",
+    }  # fmt: skip
+    assert set(Payment.__struct_fields__) - set(Standing.__struct_fields__) == never_changes - {
+        "payment_id", "request_id",
+    }  # fmt: skip
+
+
+def test_a_stored_answer_of_before_fees_were_kept_is_read() -> None:
+    """Recorded: its standing has 21 members."""
+    amounts = [9, 9, 0, 0, 9, 4, 0, 0]
+    outcome = [200, "f", "00", "pay_1one_1", "captured", "00", *amounts, True, False, [], [], [], False, ""]
+    recorded = b"\x02" + msgspec.msgpack.encode([NOON, "refund", "f", ["1"], [], None, outcome])
+    row: RequestRow = REQUESTS.decode(recorded)
+    payment = Payment(
+        payment_id="pay_1one_1", account=ACCOUNT, client="", request_id="r1", currency="USD", amount=9,
+        card=Card(token=ACCOUNT, bin="411111", last4="1111"), status=PaymentStatus.CAPTURED,
+        response_code="00", created_at=NOON, interchange_returned=7,
+    )  # fmt: skip
+    assert row.standing is not None
+    then = row.standing.outcome(payment).payment
+    assert then is not None and (then.refunded, then.interchange_returned) == (4, 7)
 
 
 def test_a_hot_account_touches_as_few_rows_as_any_other() -> None:
