@@ -378,7 +378,12 @@ class Client:
         sent, sent_at = time.time(), time.monotonic()
         connection.send(request.wire, answered)
         timer = loop.call_at(deadline or loop.time() + ATTEMPT_TIMEOUT_S, connection.abort)
-        status, raw = await done
+        over = False
+        try:
+            status, raw = await done
+        except asyncio.CancelledError:  # the run is over: it was sent all the same
+            status, raw, over = 0, b"", True
+            connection.abort()
         timer.cancel()
         ended_at = time.monotonic()
         if connection.is_open:
@@ -411,6 +416,8 @@ class Client:
         self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         if len(self._lines) > FLUSH_LINES:
             self.flush()
+        if over:
+            raise asyncio.CancelledError
         return status, answer
 
     async def _connection(self, gateway: tuple[str, int]) -> Connection:

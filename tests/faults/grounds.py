@@ -20,6 +20,8 @@ from typing import Any, Final, Self
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.admin import DescribeGroupsRequest_v2
+from aiokafka.protocol.api import Request
 
 from mini_visa.broker import EmbeddedBroker
 from mini_visa.broker.cluster import Cluster
@@ -43,6 +45,18 @@ NO_TABLES: Final = frozenset({"gateway", "projection", "connector", "clearing-ho
 def postgresql_binaries() -> Path | None:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in folders if (folder / "initdb").exists()), None)
+
+
+class _Members(Request[DescribeGroupsRequest_v2]):
+    """DescribeGroups, version 2: aiokafka's own answer of version 3 does not always decode."""
+
+    API_KEY = 15
+
+    def __init__(self, groups: list[str]) -> None:
+        self._groups = groups
+
+    def build(self, request_struct_class: type[DescribeGroupsRequest_v2]) -> DescribeGroupsRequest_v2:
+        return request_struct_class(self._groups)
 
 
 class Grounds:
@@ -324,9 +338,13 @@ class Grounds:
         try:
             start = f"{self.settings.environment}.{service}"
             groups = [group for group, *_ in await admin.list_consumer_groups() if group.startswith(start)]
-            answers = await admin.describe_consumer_groups(groups) if groups else []
-            found = [group for answer in answers for group in answer.to_object()["groups"]]
-            return {member["member_id"] for group in found for member in group["members"]}
+            found = set()
+            for group in groups:
+                node = await admin.find_coordinator(group)
+                answer = await admin._send_request(_Members([group]), node)
+                ((_, _, _, _, _, members),) = answer.groups
+                found |= {member_id for member_id, *_ in members}
+            return found
         finally:
             await admin.close()
 

@@ -40,6 +40,8 @@ ROOT: Final = Path(__file__).parents[2]
 QUIET_S: Final = 1.5
 """Between the end of a fault and the next one, on average; a third of it at least, five thirds at most."""
 WARM_UP_S: Final = 2.0
+WIND_UP_S: Final = 60.0
+"""For what is under way when a run has failed."""
 
 
 @dataclass
@@ -231,11 +233,16 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
             # A system that does not come back is a finding like any other: what it left is audited.
             report.violations.append(f"run: {type(error).__name__}: {str(error)[:2_000]}")
             console.print("".join(traceback.format_exception(error))[-3_000:], style="red", markup=False)
-            client.stop()
-            load.cancel()
             harm.cancel()
+            client.stop()
+            await asyncio.wait([load], timeout=WIND_UP_S)
+            load.cancel()
             await asyncio.gather(load, harm, return_exceptions=True)
             client.flush()
+            try:
+                await grounds.quiet()
+            except TimeoutError as unrest:
+                report.violations.append(f"run: {unrest}")
         report.minutes = report.minutes or (time.monotonic() - began) / 60
         report.requests, report.attempts = client.requests, client.attempts
         report.acknowledged, report.unknown = client.acknowledged, client.unknown
