@@ -32,8 +32,11 @@ PAUSE_S: Final = 0.05
 BUSY_S: Final = (0.3, 1.0)
 """Before a request that was refused for there being too many is sent again."""
 BURST: Final = 13
-READS: Final = 0.8
-"""How many of a shopper's writes are looked at afterwards: then 40 to 45 % of all requests are reads."""
+READS: Final = 0.9
+"""How many of a shopper's writes are looked at afterwards: then 45 % of all requests are reads."""
+AGAIN: Final = 0.03
+"""How many of the writes that have been answered are sent once more, as by a client that has lost the
+answer: it must be the same, byte by byte."""
 REMEMBERED: Final = 4_000
 """Payments that any shopper may look at again, the newest ones."""
 FLUSH_LINES: Final = 2_000
@@ -326,6 +329,8 @@ class Client:
                 status, answer = await self._attempt(request)
             if status in FINAL:
                 self.acknowledged += status in (200, 409)
+                if self._choose.random() < AGAIN:
+                    await self._attempt(request)
                 if card.account and self._choose.random() < READS and self._can_look():
                     await self._look(card)
                 return answer if status == 200 else None
