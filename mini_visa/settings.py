@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     gateway_in_flight_max: int = Field(512, ge=1, le=100_000)
     """More requests at once are answered 503 with Retry-After: never more than this, fewer while answers are
     slower than `gateway_answer_target_s`."""
-    gateway_answer_target_s: float = Field(0.15, ge=0.0, le=60.0)
+    gateway_answer_target_s: float = Field(0.25, ge=0.0, le=60.0)
     """While the median answer takes longer, fewer requests are worked on at once, so that those that are
     do not wait for the others. 0: always `gateway_in_flight_max`."""
     gateway_rate_per_s: float = Field(0.0, ge=0.0, le=1e6)
