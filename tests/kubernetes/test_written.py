@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from checkers import ROOT
-from manifests import manifests_of, of_kind, only
+from manifests import containers_of, manifests_of, of_kind, only
 
 from mini_visa import topics
+from mini_visa.broker.properties import Node, properties
 from mini_visa.kafka import plan
 
 pytestmark = pytest.mark.timeout(900)  # the first test builds its checker, once for ever
@@ -37,6 +39,36 @@ def test_every_declared_topic_is_a_resource_with_its_configuration():
         assert shown == wanted.config
         assert spec["config"]["min.insync.replicas"] == 2
     assert {topics.dead_letters(service) for service in topics.SERVICES} <= made.keys()
+
+
+COUNTED_ON = (
+    "auto.create.topics.enable", "unclean.leader.election.enable", "log.message.timestamp.after.max.ms",
+    "offsets.retention.minutes", "transaction.max.timeout.ms",
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms", "add.partitions.to.txn.retry.backoff.ms",
+)  # fmt: skip
+"""Of a broker, wherever it runs: what the services' safety and speed were tested with."""
+
+
+def broker_configurations() -> dict[str, dict[str, str]]:
+    single = only(manifests_of("local"), "StatefulSet", "kafka")
+    variables = {one["name"]: one["value"] for one in containers_of(single)[0]["env"]}
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+    strimzi = only(manifests_of("production"), "Kafka", "mini-visa")["spec"]["kafka"]["config"]
+    named = {name: f"KAFKA_{name.upper().replace('.', '_')}" for name in COUNTED_ON}
+    return {
+        "one pod": {name: variables.get(variable, "") for name, variable in named.items()},
+        "Compose": {
+            name: compose["services"]["kafka"]["environment"].get(variable, "")
+            for name, variable in named.items()
+        },
+        "Strimzi": {name: str(strimzi.get(name, "")).lower() for name in COUNTED_ON},
+    }
+
+
+@pytest.mark.parametrize("where", ["one pod", "Compose", "Strimzi"])
+def test_every_broker_is_configured_as_the_one_that_everything_was_tested_on(where: str):
+    tested = properties(Node(), port=1, controller_port=2, data="/d")
+    assert broker_configurations()[where] == {name: tested[name] for name in COUNTED_ON}
 
 
 def rights_of(user: str) -> dict[tuple[str, str], set[str]]:
