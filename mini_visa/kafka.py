@@ -17,7 +17,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     KafkaError,
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 20.0
 REFUSAL_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 10.0
+"""Until a broker has taken a connection and let its client in."""
 VISIBLE_TIMEOUT_S = 20.0
 FETCH_WAIT_MS = 200
 STALLED_S = 20.0
@@ -65,6 +67,18 @@ class Stalled(UserError, TimeoutError):
 
 
 # -- connection ------------------------------------------------------------------------------------
+
+_connect = AIOKafkaConnection.connect
+
+
+async def _connect_in_time(connection: AIOKafkaConnection) -> Any:
+    """aiokafka waits for a connection as long as for an answer, 40 s, and makes no other one meanwhile. A pod
+    or a machine that is gone refuses nothing: a broker that was back elsewhere went unnoticed for so long."""
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        return await _connect(connection)
+
+
+AIOKafkaConnection.connect = _connect_in_time
 
 
 def bootstrap_servers(settings: Settings) -> list[str]:

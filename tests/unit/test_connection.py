@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaConnectionError
 
+from mini_visa import kafka
 from mini_visa.broker import BrokerError
 from mini_visa.kafka import bootstrap_servers, client_options
 
@@ -78,3 +85,24 @@ def test_sasl_without_a_password_is_an_error_that_names_the_settings(settings_fo
     settings = settings_for(broker="k:9092", kafka_security="SASL_PLAINTEXT", kafka_username="app")
     with pytest.raises(BrokerError, match="MINI_VISA_KAFKA_PASSWORD"):
         client_options(settings)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """HOST:PORT of somebody who says nothing to whoever would connect, as a machine that is gone."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        for _ in range(3):  # Linux drops what asks for a connection beyond these
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield f"127.0.0.1:{full.getsockname()[1]}"
+
+
+async def test_a_broker_that_is_gone_is_not_waited_for_as_long_as_for_an_answer(nobody, monkeypatch):
+    monkeypatch.setattr(kafka, "CONNECT_TIMEOUT_S", 0.3)
+    client = AIOKafkaClient(bootstrap_servers=nobody, request_timeout_ms=20_000)
+    began = time.monotonic()
+    with pytest.raises(KafkaConnectionError):
+        await client.bootstrap()
+    assert 0.2 < time.monotonic() - began < 5
+    await client.close()
