@@ -950,13 +950,21 @@ def settlement_file(
 ) -> None:
     """A cycle's file on standard output: CSV, or with --json a JSON document with the totals. The totals are
     what the ledger's settlement:bank paid for it."""
-    from mini_visa.domain.settlement import csv_file, json_file
+    from mini_visa.domain.settlement import CsvFile, JsonFile
 
-    found = asyncio.run(_with_read_model(lambda read_model: read_model.settled_positions(cycle)))
-    if not found:
+    file, out_ = JsonFile() if as_json else CsvFile(), sys.stdout.buffer
+
+    async def write(read_model: Any) -> bool:
+        some = False
+        async for page in read_model.settled_positions(cycle):
+            out_.write(file.page(page))
+            some = True
+        return some
+
+    if not asyncio.run(_with_read_model(write)):
         raise UserError(f"There is no closed cycle {cycle}. See which there are: mini-visa settlement cycles")
-    sys.stdout.buffer.write(json_file(found) if as_json else csv_file(found).encode())
-    sys.stdout.flush()
+    out_.write(file.end())
+    out_.flush()
 
 
 @rule_commands.command("list")

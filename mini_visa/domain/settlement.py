@@ -115,19 +115,46 @@ def rows_of(positions: Iterable[SettlementPosition]) -> list[dict[str, Any]]:
     return rows
 
 
-def totals_of(positions: Iterable[SettlementPosition]) -> dict[str, str]:
-    """Currency -> sum of the net positions: what the bank pays, as the ledger's settlement:bank has it."""
-    sums: Counter[str] = Counter()
-    for position in positions:
-        sums[position.currency] += position.net
-    return {currency: format_amount(net, exponent_of(currency)) for currency, net in sorted(sums.items())}
+class CsvFile:
+    """RFC 4180, with a header line: a page of positions after the other."""
+
+    def __init__(self) -> None:
+        self._header = ",".join(COLUMNS) + "\r\n"
+
+    def page(self, positions: Iterable[SettlementPosition]) -> bytes:
+        header, self._header = self._header, ""
+        lines = (",".join(_cell(str(row[column])) for column in COLUMNS) for row in rows_of(positions))
+        return (header + "".join(f"{line}\r\n" for line in lines)).encode()
+
+    def end(self) -> bytes:
+        return b""
 
 
-def csv_file(positions: Iterable[SettlementPosition]) -> str:
-    """RFC 4180, with a header line."""
-    lines = [",".join(COLUMNS)]
-    lines += [",".join(_cell(str(row[column])) for column in COLUMNS) for row in rows_of(positions)]
-    return "".join(f"{line}\r\n" for line in lines)
+class JsonFile:
+    """One document: the positions, a line each, and the totals: currency -> sum of the net positions, what
+    the bank pays, as the ledger's settlement:bank has it."""
+
+    def __init__(self) -> None:
+        self._before = b'{"positions": [\n'
+        self._sums: Counter[str] = Counter()
+
+    def page(self, positions: Iterable[SettlementPosition]) -> bytes:
+        positions = list(positions)
+        for position in positions:
+            self._sums[position.currency] += position.net
+        parts = []
+        for row in rows_of(positions):
+            parts += [self._before, msgspec.json.encode(row)]
+            self._before = b",\n"
+        return b"".join(parts)
+
+    def end(self) -> bytes:
+        totals = {
+            currency: format_amount(net, exponent_of(currency))
+            for currency, net in sorted(self._sums.items())
+        }
+        before = b"" if self._sums else self._before
+        return before + b'\n], "totals": ' + msgspec.json.encode(totals) + b"}\n"
 
 
 def _cell(text: str) -> str:
@@ -138,9 +165,3 @@ def _cell(text: str) -> str:
     if any(character in text for character in ',"\r\n'):
         return '"' + text.replace('"', '""') + '"'
     return text
-
-
-def json_file(positions: Iterable[SettlementPosition]) -> bytes:
-    positions = list(positions)
-    document = {"positions": rows_of(positions), "totals": totals_of(positions)}
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"

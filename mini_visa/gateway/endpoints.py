@@ -91,9 +91,9 @@ class Call:
 
 
 class Reply(NamedTuple):
-    """A query's answer."""
+    """A query's answer, whole or in parts."""
 
-    body: bytes
+    body: bytes | AsyncGenerator[bytes, None]
     content_type: str = JSON
     headers: Mapping[str, str] = {}
     status: int = 200
@@ -206,9 +206,11 @@ class Endpoint:
         call = Call(gateway, route, client, request.match_info, values, request.headers)
         del values
         if route.stream is not None:
-            return await _streamed(request, route.stream(call))
+            return await _streamed(request, route.stream(call), EVENT_STREAM)
         if route.reply is not None:
             reply = await route.reply(call)
+            if not isinstance(reply.body, bytes):
+                return await _streamed(request, reply.body, reply.content_type)
             return web.Response(
                 body=reply.body,
                 status=reply.status,
@@ -254,7 +256,9 @@ class Endpoint:
             access_log.info("%s %s %d %.1f ms", route.method, route.path, status, seconds * 1000)
 
 
-async def _streamed(request: web.Request, parts: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+async def _streamed(
+    request: web.Request, parts: AsyncGenerator[bytes, None], content_type: str
+) -> web.StreamResponse:
     """Sends parts until there are no more, or the client is gone or takes nothing for `STALLED_S`. What goes
     wrong before the first part is a problem like any other; after it, the connection ends."""
     async with aclosing(parts):
@@ -264,7 +268,7 @@ async def _streamed(request: web.Request, parts: AsyncGenerator[bytes, None]) ->
             raise ConnectionResetError("the client is gone")
         # What the kernel keeps for a client that does not read is bounded: beyond it the client is stalled.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        response = web.StreamResponse(headers={"Content-Type": EVENT_STREAM, "Cache-Control": "no-store"})
+        response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-store"})
         try:
             await response.prepare(request)
             await _written(response, transport, first)

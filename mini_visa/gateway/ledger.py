@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from mini_visa import topics
-from mini_visa.domain.settlement import csv_file, rows_of
+from mini_visa.domain.settlement import CsvFile, rows_of
 from mini_visa.gateway import views
 from mini_visa.gateway.endpoints import Call, Reply
 from mini_visa.gateway.problems import not_found
 from mini_visa.gateway.queries import page_reply, reading, view_reply
+from mini_visa.readmodel.pages import PAGE_MAX
 
 CSV: Final = "text/csv"
 CYCLE_COLUMNS: Final = ("cycle", "partitions", "positions", "closed_at")
@@ -70,17 +72,29 @@ async def cycles(call: Call) -> Reply:
 async def positions(call: Call) -> Reply:
     """A cycle's net positions, by merchant and currency. As CSV: all of them, the cycle's file."""
     cycle = call.path["cycle"]
+    if _wants_csv(call):
+        return Reply(_file(call, cycle), CSV)
     async with reading(call, None) as read_model:
-        if _wants_csv(call):
-            every = await read_model.settled_positions(cycle)
-            if not every:
-                raise not_found("settlement cycle")
-            return Reply(csv_file(every).encode(), CSV)
         page = await read_model.settlement_positions(cycle, call.values["cursor"], call.values["limit"])
         age = await read_model.lag_ms(topics.SETTLEMENT_POSITIONS.name)
     if not page.items and call.values["cursor"] is None:
         raise not_found("settlement cycle")
     return page_reply(rows_of(page.items), page.next_cursor, age)
+
+
+async def _file(call: Call, cycle: str) -> AsyncGenerator[bytes, None]:
+    """Page by page: a cycle may have more merchants than a gateway has memory. A client may take its time
+    over each; the read model may not."""
+    file, cursor = CsvFile(), None
+    while True:
+        async with reading(call, None) as read_model:
+            page = await read_model.settlement_positions(cycle, cursor, PAGE_MAX)
+        if cursor is None and not page.items:
+            raise not_found("settlement cycle")
+        yield file.page(page.items)
+        cursor = page.next_cursor
+        if cursor is None:
+            return
 
 
 async def sagas(call: Call) -> Reply:

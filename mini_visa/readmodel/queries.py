@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from decimal import Decimal
 from typing import Any, Final, Self
 
@@ -444,16 +444,17 @@ class ReadModel:
         last_of = (storable(items[-1].merchant_id), items[-1].currency) if items else ()
         return Page(items=items, next_cursor=cursors.write(*last_of) if len(rows) > limit else None)
 
-    async def settled_positions(self, cycle: str) -> list[SettlementPosition]:
-        """All net positions of a cycle: what its file has."""
-        found: list[SettlementPosition] = []
+    async def settled_positions(self, cycle: str) -> AsyncGenerator[list[SettlementPosition], None]:
+        """All net positions of a cycle, what its file has, a page after the other. Nothing where there is no
+        such cycle."""
         cursor = None
         while True:
             page = await self.settlement_positions(cycle, cursor, PAGE_MAX)
-            found += page.items
+            if page.items:
+                yield page.items
             cursor = page.next_cursor
             if cursor is None:
-                return found
+                return
 
     async def open_sagas(self, limit: int = 100) -> list[OpenSaga]:
         """Every payment some step of which has still to take place, the oldest first: a capture waits for

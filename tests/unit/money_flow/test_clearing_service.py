@@ -15,12 +15,12 @@ from mini_visa.domain.clearing import ClearingItem, Presentment
 from mini_visa.domain.commands import Tick
 from mini_visa.domain.payment import Card, Merchant
 from mini_visa.domain.settlement import (
+    CsvFile,
     CycleClosed,
+    JsonFile,
     OpenPosition,
     SettlementPosition,
-    csv_file,
     cycle_name,
-    json_file,
 )
 from mini_visa.streams.testing import Driver
 from tables.clearing import (
@@ -306,6 +306,15 @@ def test_a_merchant_that_owes_pays_at_settlement():
 # -- the files -------------------------------------------------------------------------------------
 
 
+def in_pages(file: CsvFile | JsonFile, positions: list[SettlementPosition]) -> bytes:
+    """Of one position each."""
+    return b"".join(file.page([one]) for one in positions) + file.end()
+
+
+def test_a_file_of_nothing_is_one_still():
+    assert json.loads(in_pages(JsonFile(), [])) == {"positions": [], "totals": {}}
+
+
 def test_the_totals_of_the_files_are_what_the_bank_pays_in_the_ledger():
     flow = Pipeline(limit="1000000.00")
     for n in range(12):
@@ -314,11 +323,12 @@ def test_the_totals_of_the_files_are_what_the_bank_pays_in_the_ledger():
         if n % 5 == 0:
             flow.refund(payment, "1.00")
     flow.tick(DAY / 1000)
-    rows = list(csv.DictReader(StringIO(csv_file(flow.positions), newline="")))
+    rows = list(csv.DictReader(StringIO(in_pages(CsvFile(), flow.positions).decode(), newline="")))
     assert [row["merchant_id"] for row in rows] == ["m1", "m2"]
     total = sum(round(float(row["net"]) * 100) for row in rows)
     assert total == -flow.ledger["settlement:bank"]
-    document = json.loads(json_file(flow.positions))
+    document = json.loads(in_pages(JsonFile(), flow.positions))
+    assert len(document["positions"]) == len(rows)
     assert document["totals"] == {"USD": f"{total / 100:.2f}"}
     assert document["positions"][0] | {"items": "6"} == rows[0] | {"items": "6"}
 
@@ -328,6 +338,6 @@ def test_a_merchants_name_is_no_formula_and_breaks_no_line():
         cycle="c", merchant_id='=1+1,"x"\nrow', currency="JPY", items=1, sales=5, returns=9, interchange=0,
         scheme_fees=0, closed_at=0,
     )  # fmt: skip
-    (row,) = csv.DictReader(StringIO(csv_file([position]), newline=""))
+    (row,) = csv.DictReader(StringIO(CsvFile().page([position]).decode(), newline=""))
     assert row["merchant_id"] == "'" + '=1+1,"x"\nrow'
     assert (row["net"], row["sales"]) == ("-4", "5")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,9 +21,13 @@ from mini_visa.domain.payment import CaptureState
 from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
 from mini_visa.domain.saga import SagaEvent
 from mini_visa.domain.settlement import CycleClosed, SettlementPosition
+from mini_visa.gateway.ledger import _file as cycle_file
+from mini_visa.gateway.problems import Problem
+from mini_visa.gateway.recent import Recent
 from mini_visa.readmodel import InvalidCursor, PaymentFilters
 from mini_visa.readmodel.testing import EventLog, apply_new, random_log
 from mini_visa.readmodel.views import ALL, journal_rows
+from mini_visa.settings import Settings
 from mini_visa.streams.processor import Record
 
 VIEWS = {view.topic: view for view in ALL}
@@ -124,7 +131,7 @@ def position(cycle: str, merchant: str, currency: str = "USD", sales: int = 1_00
     )  # fmt: skip
 
 
-async def test_settlement_is_listed_by_cycle_and_by_merchant(read_model, applier):
+async def test_settlement_is_listed_by_cycle_and_by_merchant(read_model, applier, monkeypatch):
     cycles = [f"2026-01-01T00:0{minute}:00Z" for minute in range(3)]
     merchants = [f"m{number}" for number in range(5)]
     for partition in (0, 1):
@@ -162,6 +169,18 @@ async def test_settlement_is_listed_by_cycle_and_by_merchant(read_model, applier
         if (cursor := page.next_cursor) is None:
             break
     assert listed == [position(cycles[0], merchant) for merchant in merchants]
+    monkeypatch.setattr("mini_visa.readmodel.queries.PAGE_MAX", 2)
+    pages = [page async for page in read_model.settled_positions(cycles[0])]
+    assert [len(page) for page in pages] == [2, 2, 1] and [*chain.from_iterable(pages)] == listed
+    assert [page async for page in read_model.settled_positions("2020-01-01T00:00:00Z")] == []
+    monkeypatch.setattr("mini_visa.gateway.ledger.PAGE_MAX", 2)
+    gateway = SimpleNamespace(read_model=read_model, settings=Settings(), recent=Recent())
+    asked: Any = SimpleNamespace(gateway=gateway, headers={})
+    parts = [part.decode().splitlines() async for part in cycle_file(asked, cycles[0])]
+    assert [len(lines) for lines in parts] == [1 + 2, 2, 1], "one header, and a page in each part"
+    assert [line.split(",")[1] for line in chain.from_iterable(parts)] == ["merchant_id", *merchants]
+    with pytest.raises(Problem, match="404 not-found"):
+        await anext(cycle_file(asked, "2020-01-01T00:00:00Z"))
     assert (await read_model.settlement_positions("2020-01-01T00:00:00Z")).items == []
     with pytest.raises(InvalidCursor):
         await read_model.settlement_positions(cycles[1], first.next_cursor)
