@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from io import StringIO
 from itertools import count
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, web
+from aiokafka import TopicPartition
 from test_pipeline import LIVES, OF_DAYS
 from whole_system import START_S, Up, environment, make_home, mini_visa
 from whole_system_client import Card, Client, Reply, minor, put
@@ -42,6 +44,7 @@ from mini_visa.domain.payment import Merchant, PaymentStatus
 from mini_visa.gateway.access import create_key
 from mini_visa.gateway.app import create
 from mini_visa.gateway.server import server
+from mini_visa.kafka import committed_records
 from mini_visa.settings import Settings
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -113,6 +116,14 @@ async def tick(settings: Settings, topic: Any = topics.ACCOUNT_COMMANDS, at: int
 async def command(settings: Settings, message: Any, at: int | None = None) -> tuple[int, int]:
     topic = topics.ACCOUNT_COMMANDS
     return await put(settings, topic, topic.encode(message), key=message.account.encode(), at=at)
+
+
+async def fact(settings: Settings, place: dict[str, Any]) -> Any:
+    """The event at this place of the log."""
+    at = TopicPartition(place["topic"], place["partition"])
+    offset = place["offset"]
+    async with aclosing(committed_records(settings, [at.topic], {at: offset}, {at: offset + 1})) as records:
+        return topics.PAYMENT_EVENTS.decode((await anext(records)).value)
 
 
 def now() -> int:
@@ -229,6 +240,10 @@ class Case:
         assert self.before["status"] == self.status, (self.status, self.operation, self.before)
         await getattr(self, f"_{self.operation.value}")()
         self.after = await self._payment()
+        for event in self.after["events"]:
+            if event["type"] == "capture_rejected":
+                # What the rejection made of it: by now the saga may have reversed what was left of the hold.
+                self.after["status"] = (await fact(self.settings, event["log"])).payment.status
 
     async def _payment(self) -> dict[str, Any]:
         return (await self.client.get(f"/payments/{self.payment_id}")).body
