@@ -170,7 +170,7 @@ class TestErrors:
         def broken() -> None:
             raise ZeroDivisionError
 
-        monkeypatch.setattr(cli, "settings", broken)
+        monkeypatch.setattr("mini_visa.cli.topics.settings", broken)
         with pytest.raises(ZeroDivisionError):
             cli.main(["topics", "list"])
 

@@ -1,0 +1,4 @@
+from mini_visa.cli import main
+
+if __name__ == "__main__":
+    main()
