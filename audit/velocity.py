@@ -68,6 +68,8 @@ class Recount:
         self._entries: dict[str, deque[Entry]] = defaultdict(deque)
         self._currency: dict[str, str] = {}
         self._seen: dict[tuple[str, str, str], tuple[int, Verdict]] = {}
+        self._had: dict[tuple[str, str], int] = {}
+        """(account, client) -> the day in which a client whose key is for its own payments last had it."""
         self.counts: dict[str, dict[int, int]] = {}
         """Account -> second -> requests, as risk's ring of 60 s has to have them after the last request."""
         self.verdicts = self._seen
@@ -109,8 +111,13 @@ class Recount:
             merchant = message.get("merchant", {}).get("id", "")
         else:
             assumed, given, merchant, exponent = "", "", "", message["exponent"]
+        client, day = (account, request[1]), now // SEEN_MS
+        if message.get("own") and kind == "authorize":
+            self._had[client] = day
+        counts_on = not message.get("own") or self._had.get(client, -2) >= day - 1
         currency = given or self._currency.get(account, "") or assumed
-        self._currency[account] = currency
+        if counts_on:
+            self._currency[account] = currency
         entries = self._entries[account]
         at = max(timestamp, now - LATE_MS)
         entries.append(Entry(at, "request", message["amount"], exponent, merchant))
@@ -126,6 +133,9 @@ class Recount:
                     codes.add(CODES[rule.metric])
         code = next((code for code in FIRST if code in codes), "")
         verdict = Verdict(code, frozenset(hits), not currency or currency in KNOWN_DECIMALS)
+        if not counts_on:
+            entries.pop()
+            return verdict
         self._seen[request] = now, verdict
         oldest = now // 1_000 - 60
         counts: dict[int, int] = {}

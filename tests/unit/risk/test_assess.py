@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from a_risk_service import (
     DAY,
@@ -14,8 +15,10 @@ from a_risk_service import (
     an_outcome,
     hits_of,
 )
+from msgspec.structs import replace
 
 from agents.risk import assess
+from audit.velocity import Recount
 from mini_visa import topics
 from mini_visa.domain.commands import PutRule, Tick
 from mini_visa.domain.payment import Merchant, RuleHit, Verdict
@@ -151,6 +154,24 @@ def test_a_client_that_had_the_card_is_known_for_as_long_as_a_request_is():
     assert hits_of(service.ask(an_authorize("x"), at=NOON + DAY)), "they were counted"
     service.send(Tick(), at=NOON + 5 * DAY)
     assert service.rows(REQUESTS) == {}, "and who had it is forgotten like a request"
+
+
+def test_the_auditor_counts_increments_in_the_same_way():
+    service, recount = RiskService(), Recount()
+    messages = [
+        *(an_increment(f"t{number}", client="thief", own=True) for number in range(12)),
+        *(an_authorize(f"r{number}", client="shop", own=True) for number in range(7)),
+        *(an_increment(f"i{number}", client="shop", own=True) for number in range(5)),
+        *(an_increment(f"o{number}", client="all") for number in range(2)),
+        an_increment("t", client="thief", own=True),
+    ]  # fmt: skip
+    for at in (NOON, NOON + DAY, NOON + 3 * DAY):
+        for number, message in enumerate(messages):
+            verdict = service.ask(replace(message, request_id=f"{at}-{number}"), at=at)
+            recounted = recount.feed(at, msgspec.json.decode(service.log[-1].value))
+            assert recounted is not None and verdict is not None
+            assert recounted.code == verdict.response_code, (at, number)
+        messages = messages[19:]
 
 
 def test_a_first_request_that_names_no_currency_is_judged_by_the_one_the_gateway_assumed():
