@@ -128,9 +128,7 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
             command=command,
         )
     if name == "pipeline":
-        return lambda: pipeline.measure(
-            payments=option("payments", 20_000), reps=min(reps, 2), command=command
-        )
+        return lambda: pipeline.measure(payments=option("payments", 20_000), reps=reps, command=command)
     if name == "restore":
         return lambda: restore.measure(records=option("records", 200_000), reps=reps, command=command)
     if name == "failover":

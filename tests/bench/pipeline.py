@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
+from urllib.request import urlopen
 
+import psutil  # type: ignore[import-untyped]
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mini_visa import topics
@@ -33,13 +36,15 @@ from tests.bench.report import Figure, Result, console, number
 from tests.bench.topiclog import preload
 from tests.bench.workload import Workload
 
-ACCOUNTS = 10_000
+ACCOUNTS_MIN = 10_000
+PAYMENTS_AN_ACCOUNT = 3
+"""In all runs, which may take a minute together: few cards come near the rules' ten a minute."""
 STEP_MS = 5
-"""Event time between two payments: no card comes near the rules' ten a minute."""
+"""Event time between two payments, until the first tick tells what time it is."""
 START_TIMEOUT_S = 180.0
 STALL_TIMEOUT_S = 60.0
 """Nothing more of what is waited for in this time: it will not come."""
-LOOK_S = 0.1
+LOOK_S = 0.25
 CLEARED_SHARE_MIN = 0.9
 ENTRIES_EACH: Final = 3
 """Of a payment: its hold, its capture, its clearing."""
@@ -82,12 +87,45 @@ class Books:
         return self._one("SELECT sum(debits) = sum(credits) FROM ledger_balances") == 1
 
 
+class Batches:
+    """How many records the processors take at once, by what they say at /metrics."""
+
+    def __init__(self, ports: Iterable[int]) -> None:
+        self._ports = list(ports)
+        self._begun: dict[tuple[str, str], float] = {}
+
+    def _now(self) -> dict[tuple[str, str], float]:
+        found = {}
+        for port in self._ports:
+            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                for line in answer.read().decode().splitlines():
+                    said = _COUNTED.fullmatch(line)
+                    if said:
+                        found[said[2], said[1]] = float(said[3])
+        return found
+
+    def begin(self) -> None:
+        self._begun = self._now()
+
+    def records_each(self) -> dict[str, float]:
+        """Since `begin`, by processor."""
+        done = {key: value - self._begun.get(key, 0.0) for key, value in self._now().items()}
+        return {
+            name: done[name, "records"] / max(1.0, batches)
+            for (name, what), batches in sorted(done.items())
+            if what == "batches"
+        }
+
+
+_COUNTED: Final = re.compile(r'mini_visa_(batches|records)_total\{processor="(\w+)"\} (\S+)')
+
+
 class Bars:
     """A progress bar for each thing that a run waits for, and the wait itself."""
 
     def __init__(self, progress: Progress, system: Watched) -> None:
         self._progress = progress
-        self._system = system
+        self.system = system
 
     async def until(self, what: str, count: Callable[[], int], least: int, former: int = 0) -> None:
         """Until `count()` is `least`; `former` of them were there before. Raises `TimeoutError` with what was
@@ -102,11 +140,11 @@ class Bars:
             self._progress.update(bar, completed=found - former)
             if found >= least:
                 return
-            self._system.check()
+            self.system.check()
             if time.monotonic() - moved_at > STALL_TIMEOUT_S:
                 raise TimeoutError(
                     f"{what}: {found - former:,} of {least - former:,}, and none more for "
-                    f"{STALL_TIMEOUT_S:g} s. The services' last words:\n{self._system.tail()}"
+                    f"{STALL_TIMEOUT_S:g} s. The services' last words:\n{self.system.tail()}"
                 )
             await asyncio.sleep(LOOK_S)
 
@@ -115,6 +153,7 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
     """`payments` in a run, `reps` runs of one system, one after the other."""
     result = Result("pipeline", command)
     costs: list[dict[str, float]] = []
+    accounts = max(ACCOUNTS_MIN, payments * reps // PAYMENTS_AN_ACCOUNT)
     console.print("  starting the broker and all services", style="dim")
     async with Ground(pinned=False) as ground:
         await ground.apply_topics()
@@ -124,13 +163,15 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
             MINI_VISA_GATEWAY_PORT="0",
             MINI_VISA_CLEARING_HOUSE_PORT="0",
             MINI_VISA_LOG_LEVEL="warning",
+            MINI_VISA_TRANSACTION_TIMEOUT_S="60",  # as `Ground.worker` has it
         )
         with Watched([program, "up"], log=ground.home / "up.log", env=environment, core=None) as system:
             state = await _ready(home, system)
             meter = Meter({**state.pids, "broker": ground.broker_pid, "this": os.getpid()})
+            batches = Batches(state.web_ports[service] for service in topics.SERVICES)
             books = Books(sqlite_file(Settings(home=home)))
             load = Workload(
-                series="pipeline", accounts=ACCOUNTS, start_ms=int(time.time() * 1_000) - 3_600_000
+                series="pipeline", accounts=accounts, start_ms=int(time.time() * 1_000) - 3_600_000
             )
             await preload(
                 ground.bootstrap,
@@ -146,9 +187,9 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
             )
             with Progress(*columns, console=console, transient=True) as progress:
                 bars = Bars(progress, system)
-                await bars.until("accounts opened", books.opened, ACCOUNTS)
+                await bars.until("accounts opened", books.opened, accounts)
                 for turn in range(reps):
-                    run = await _run(ground, load, payments, books, bars, meter)
+                    run = await _run(ground, load, payments, books, bars, meter, batches)
                     costs.append(run["cpu_us"])
                     result.runs.append(run)
                     progress.print(f"[dim]  pipeline {turn + 1}/{reps}: {_told(run)}")
@@ -162,18 +203,19 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
         Figure("pipeline.rss", "MiB, all processes but the broker", (rss,)),
     ]
     result.notes.append(
-        f"{payments:,} payments on {ACCOUNTS:,} accounts, each authorized and captured in one, cleared "
+        f"{payments:,} payments on {accounts:,} accounts, each authorized and captured in one, cleared "
         "over HTTP, posted three times and told in SQL; broker, eleven processes and this one share the cores"
     )
     return result
 
 
 async def _run(
-    ground: Ground, load: Workload, payments: int, books: Books, bars: Bars, meter: Meter
+    ground: Ground, load: Workload, payments: int, books: Books, bars: Bars, meter: Meter, batches: Batches
 ) -> dict[str, Any]:
     """One run: what it took."""
     decided, captured, entries = books.decided(), books.captured(), books.entries()
     requests = list(load.authorizations(payments, step_ms=STEP_MS, assessed=False, capture=True))
+    batches.begin()
     meter.begin()
     began = time.monotonic()
     await preload(ground.bootstrap, topics.CARD_REQUESTS.name, requests, partitions=ground.partitions)
@@ -184,7 +226,11 @@ async def _run(
     posted = entries + ENTRIES_EACH * (done - captured)
     await bars.until("journal entries", books.entries, posted, entries)
     seconds = time.monotonic() - began
-    cpu_us = meter.us_each(payments)
+    try:
+        cpu_us = meter.us_each(payments)
+    except psutil.NoSuchProcess as gone:
+        raise RuntimeError(f"a service ended during the run: {bars.system.tail(40)}") from gone
+    records_each = batches.records_each()
     share = (done - captured) / payments
     if share < CLEARED_SHARE_MIN:
         raise RuntimeError(f"{share:.0%} of the payments were captured: not the workload meant")
@@ -194,15 +240,22 @@ async def _run(
             f"{done:,} captures, but {told[0]:,} events of captures, {told[1]:,} of clearings, "
             f"{books.entries():,} entries for {posted:,}; balances add up: {books.balanced()}"
         )
-    return {"payments": payments, "seconds": seconds, "decided_s": decided_s, "cpu_us": cpu_us}
+    return {
+        "payments": payments,
+        "seconds": seconds,
+        "decided_s": decided_s,
+        "cpu_us": cpu_us,
+        "records_a_batch": records_each,
+    }
 
 
 def _told(run: Mapping[str, Any]) -> str:
     rate = number(run["payments"] / run["seconds"])
     cpu = ", ".join(f"{name} {us:.0f}" for name, us in run["cpu_us"].items())
+    batches = ", ".join(f"{name} {records:.0f}" for name, records in run["records_a_batch"].items())
     return (
         f"{rate} payments/s, all decided after {run['decided_s']:.1f} s, all done after "
-        f"{run['seconds']:.1f} s; CPU us a payment: {cpu}"
+        f"{run['seconds']:.1f} s; CPU us a payment: {cpu}; records a batch: {batches}"
     )
 
 
