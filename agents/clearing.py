@@ -65,7 +65,12 @@ def submit(former: OpenPresentment, context: Context) -> None:
     later = context.timestamp + (PRESENT_AGAIN_MS << min(former.times, DOUBLINGS_MAX))
     context.table(PRESENTMENTS)[presentment.key] = OpenPresentment(presentment, later, former.times + 1)
     Schedule(context.table(PRESENTMENTS_DUE)).add(later, presentment.key)
-    context.emit(topics.CLEARING_SUBMISSIONS, presentment, key=presentment.payment_id.encode())
+    context.emit(
+        topics.CLEARING_SUBMISSIONS,
+        presentment,
+        key=presentment.account.encode(),
+        partition=context.partition,
+    )
 
 
 def close(key: str, context: Context) -> None:

@@ -52,4 +52,4 @@ def act(payment_id: str, former: Saga | None, progress: Progress, context: Conte
     if progress.release is not None:
         context.emit(topics.ACCOUNT_COMMANDS, progress.release, key=account, partition=context.partition)
     for cancel in progress.cancels:
-        context.emit(topics.CLEARING_SUBMISSIONS, cancel, key=payment_id.encode())
+        context.emit(topics.CLEARING_SUBMISSIONS, cancel, key=account, partition=context.partition)

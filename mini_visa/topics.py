@@ -100,7 +100,6 @@ CLEARING_SUBMISSIONS: Topic[clearing.Submission] = Topic(
     "clearing.submissions",
     _submissions.decode,
     _submissions.encode,
-    key="payment",
     holds="presentments for the clearing house, and those to call back",
     written_by="clearing, reversal",
     retention_ms=30 * DAY_MS,

@@ -31,6 +31,7 @@ from mini_visa.domain.messages import Undecodable
 from mini_visa.errors import UserError
 from mini_visa.kafka import admin, await_broker, client_options
 from mini_visa.settings import Settings
+from mini_visa.streams.topic import partition_of
 
 SERVICE: Final = "connector"
 FETCH_WAIT_MS: Final = 100
@@ -38,6 +39,11 @@ POLL_INTERVAL_S_MAX: Final = 600.0
 """The group waits this long for a batch whose every answer is late."""
 
 log = logging.getLogger(__name__)
+
+
+def _partitioner(key: bytes, every: Sequence[int], available: Sequence[int]) -> int:
+    """Kafka's default one for a key, as aiokafka's own is; but an account's partition is worked out once."""
+    return every[partition_of(key, len(every))]
 
 
 class ConnectorStopped(UserError):
@@ -94,7 +100,11 @@ class Connector:
             max_poll_interval_ms=int(POLL_INTERVAL_S_MAX * 1_000),
         )
         producer = AIOKafkaProducer(
-            **client_options(settings), acks="all", enable_idempotence=True, linger_ms=2
+            **client_options(settings),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=2,
+            partitioner=_partitioner,
         )
         house = ClearingHouse(
             settings.clearing_house,
