@@ -37,8 +37,11 @@ FETCH_WAIT_MS: Final = 20
 REST_S: Final = 0.05
 """Between two transactions while there is no backlog: a transaction costs as much as the rows of some twenty
 events. What comes after a quiet moment does not wait."""
-BACKLOG_RECORDS: Final = 500
+BACKLOG_RECORDS: Final = 4_000
 """Found at once: it is behind, and rests no more."""
+BATCHES_AT_ONCE: Final = 3
+"""A transaction takes up to this many times the setting `batch_records_max`, of all partitions together. Keys
+of indexes are spread evenly, and a page that many of them fall on is written once a transaction."""
 CONFIRM_S: Final = 0.25
 """How often an idle partition's `as_of` is brought up to date."""
 COMMIT_S: Final = 2.0
@@ -248,7 +251,7 @@ class Projector(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _step(self) -> None:
         """One transaction over all partitions that have something new."""
         fetched = await self._consumer.getmany(
-            timeout_ms=FETCH_WAIT_MS * 2, max_records=self._settings.batch_records_max
+            timeout_ms=FETCH_WAIT_MS * 2, max_records=self._settings.batch_records_max * BATCHES_AT_ONCE
         )
         batches: dict[TopicPartition, Batch] = {}
         for tp, records in fetched.items():
