@@ -129,9 +129,9 @@ class Book:
         key = presented.key
         digest = sha256(msgspec.json.encode(presented)).hexdigest()
         decision, after_s = self._decide(presented)
-        self._rows.execute(
+        ((*row,),) = self._rows.execute(
             "INSERT INTO presentments VALUES (?, ?, ?, ?, ?, ?, 1)"
-            " ON CONFLICT (key) DO UPDATE SET times = times + 1",
+            " ON CONFLICT (key) DO UPDATE SET times = times + 1 RETURNING digest, decides_at, decision",
             (
                 key,
                 digest,
@@ -141,8 +141,6 @@ class Book:
                 decision,
             ),
         )
-        row = self._row(key)
-        assert row is not None
         if row[0] not in (digest, ""):
             return Answer(key, CONFLICT, "this key was used for another presentment")
         return self._answer(key, row)
@@ -170,7 +168,7 @@ class Book:
 
     def loses(self, key: str, ask: int) -> bool:
         """Whether the answer number `ask` about `key` gets lost."""
-        return self._share(f"lose {ask}", key) < self.conduct.lost_answers
+        return self._hit(self.conduct.lost_answers, f"lose {ask}", key)
 
     def totals(self) -> list[Totals]:
         """What was decided so far, by status and currency."""
@@ -192,8 +190,8 @@ class Book:
             return REJECTED, 0.0
         if merchant.startswith(SANDBOX_SILENT):
             return ACCEPTED, NEVER
-        rejected = self._share("reject", presented.key) < conduct.rejections
-        late = self._share("late", presented.key) < conduct.late
+        rejected = self._hit(conduct.rejections, "reject", presented.key)
+        late = self._hit(conduct.late, "late", presented.key)
         return REJECTED if rejected else ACCEPTED, conduct.late_s if late else conduct.delay_s
 
     def _row(self, key: str) -> Any:
@@ -207,7 +205,9 @@ class Book:
             return Answer(key, PENDING)
         return Answer(key, decision, REASON if decision == REJECTED else "")
 
-    def _share(self, what: str, key: str) -> float:
-        """Evenly spread over [0, 1), the same each time."""
+    def _hit(self, share: float, what: str, key: str) -> bool:
+        """Whether `key` is among the `share` of all keys that `what` happens to, the same each time."""
+        if share == 0.0:
+            return False
         digest = sha256(f"{self.conduct.seed}/{what}/{key}".encode()).digest()
-        return int.from_bytes(digest[:7], "big") / (1 << 56)
+        return int.from_bytes(digest[:7], "big") / (1 << 56) < share
