@@ -238,16 +238,20 @@ class ReadModel:
         if filters.max_amount is not None:
             amounts.append(table.amount_e4 <= _e4(filters.max_amount))
         query = query.where(*amounts)
-        for key, value in filters.metadata.items():
+        newest: tuple[Any, Any] = table.created_at, table.payment_key
+        for number, (key, value) in enumerate(filters.metadata.items()):
             label = schema.payment_metadata.alias()
             query = query.join(label, label.c.payment_key == table.payment_key).where(
                 label.c.key == storable(key),
                 label.c.value == storable(value),
                 label.c.created_at == table.created_at,
             )
+            if number == 0:  # its index has the list's own order: nothing is sorted
+                newest = label.c.created_at, label.c.payment_key
         if cursor is not None:
             last = cursors.read(cursor, int, int)
-            query = query.where(sa.tuple_(table.created_at, table.payment_key) < tuple(last))
+            query = query.where(sa.tuple_(*newest) < tuple(last))
+        query = query.order_by(*(column.desc() for column in newest))
         async with self._database.engine.connect() as connection:
             if amounts:
                 # Newest first, many rows may pass before one has a rare amount: then by amount, and sort.
@@ -601,10 +605,8 @@ _PAYMENT = (  # one statement: of two, the second could see an event that the fi
     .order_by(_event.place.desc())
     .limit(EVENTS_MAX)
 )
-_PAYMENT_LIST = (
-    sa.select(_event.event, _payment.created_at, _payment.payment_key)
-    .select_from(schema.payments.join(schema.payment_events, _payment.place == _event.place))
-    .order_by(_payment.created_at.desc(), _payment.payment_key.desc())
+_PAYMENT_LIST = sa.select(_event.event, _payment.created_at, _payment.payment_key).select_from(
+    schema.payments.join(schema.payment_events, _payment.place == _event.place)
 )
 _ACCOUNT = (
     sa.select(_event.event)
