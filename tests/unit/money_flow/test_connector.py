@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from aiokafka.partitioner import DefaultPartitioner
 from test_clearing_house import PAYMENT, a_cancel, a_client, a_presentment
 
 from mini_visa import topics
 from mini_visa.clearing_house.app import create
 from mini_visa.clearing_house.book import Book, Conduct
-from mini_visa.clearing_house.connector import Connector
+from mini_visa.clearing_house.connector import Connector, _partitioner
 from mini_visa.settings import Settings
 
 
@@ -79,6 +80,13 @@ async def test_every_outcome_is_told_to_its_account(server):
     decided = {f"clear-{one.key}": server.book.find(one.key).status == "accepted" for one in presentments}
     assert sent.outcomes == decided and len(set(decided.values())) == 2
     assert connector.outcomes["accepted"] + connector.outcomes["rejected"] == 40
+
+
+def test_an_account_has_the_partition_that_kafkas_clients_give_it():
+    kafkas, partitions = DefaultPartitioner(), list(range(7))
+    for n in range(50):
+        key = f"tok_{n:030d}".encode()
+        assert _partitioner(key, partitions, [0]) == kafkas(key, partitions, [0])
 
 
 async def test_a_presentment_that_came_several_times_is_asked_once(server):
