@@ -20,7 +20,8 @@ AFTER_CAPTURE: Final = {
     )
 }  # fmt: skip
 NEXT: Final[dict[tuple[str, str], set[str]]] = {
-    ("", "payment_authorized"): {"authorized", "partially_authorized", "captured"},
+    ("", "payment_authorized"): {"authorized", "partially_authorized"},
+    ("", "payment_captured"): {"captured"},
     ("", "payment_declined"): {"declined"},
     ("", "payment_unknown_card"): {"declined", "reversed"},
     ("", "payment_reversed"): {"reversed"},
@@ -181,7 +182,6 @@ class Book:
             shown["status"] in allowed,
             f"{where}: {kind} from {payment.status or 'nothing'} to {shown['status']}",
         )
-        # A sale is two events of one command: the first shows it authorized, not captured yet.
         payment.status = shown["status"]
         payment.shown = fingerprint(shown)
         return payment
@@ -242,11 +242,16 @@ class Book:
     # -- holds
 
     def _payment_authorized(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
-        amount, asked, code = (
-            event.get("amount", 0),
-            event["payment"]["amount"],
-            event.get("response_code", "00"),
-        )
+        amount = self._approved(event, account, where)
+        payment.authorized = amount
+        payment.ended = amount == 0
+        account.held += amount
+        return _hold(account, payment, amount)
+
+    def _approved(self, event: Event, account: Account, where: str) -> int:
+        """The amount that the first event of a payment approves."""
+        amount: int = event.get("amount", 0)
+        asked, code = event["payment"]["amount"], event.get("response_code", "00")
         right = amount == asked if code == "00" else 0 < amount == account.available < asked
         verdict = event["payment"].get("verdict", {}).get("response_code", "")
         self.findings["decisions"].expect(
@@ -257,10 +262,7 @@ class Book:
             f"{where}: approved {amount} of {asked} with code {code}; {account.available} available, "
             f"account {account.status}, risk says {verdict or 'nothing'}",
         )
-        payment.authorized = amount
-        payment.ended = amount == 0
-        account.held += amount
-        return _hold(account, payment, amount)
+        return amount
 
     def _payment_declined(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
         shown, code = event["payment"], event["response_code"]
@@ -315,6 +317,8 @@ class Book:
     # -- captures and what follows
 
     def _payment_captured(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
+        if not payment.authorized and not payment.ended:
+            return self._sold(event, account, payment, where)
         amount, used, freed = event["amount"], event.get("hold_used", 0), event.get("hold_freed", 0)
         held, whole = payment.held, payment.authorized - payment.reversed
         due = whole - payment.captured if payment.expired else held
@@ -337,6 +341,20 @@ class Book:
         postings[f"receivable:cardholder:{payment.account}"] = amount
         postings["clearing:suspense"] = -amount
         return postings
+
+    def _sold(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
+        """Authorized and captured in one: it never was on hold."""
+        amount = self._approved(event, account, where)
+        odd = {name: event[name] for name in ("hold_used", "hold_freed", "forced") if event.get(name)}
+        self.findings["decisions"].expect(
+            amount > 0 and event["n"] == 1 and not odd,
+            f"{where}: {amount} captured at once, as capture {event['n']}, with {odd}",
+        )
+        payment.authorized = payment.captured = amount
+        payment.parts[event["n"]] = [amount, "submitted"]
+        payment.ended = True
+        account.posted += amount
+        return {f"receivable:cardholder:{payment.account}": amount, "clearing:suspense": -amount}
 
     def _capture_cleared(self, event: Event, account: Account, payment: Payment, where: str) -> Postings:
         amount, refunds = event["amount"], event.get("refund_posted", 0)

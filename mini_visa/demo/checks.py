@@ -206,8 +206,8 @@ EVENT_OF: Final = {
     "cardholder payment": "account_paid",
 }
 AUTHORIZED: Final = {
-    ("00", "captured"): ["payment_authorized", "payment_captured"],
-    ("10", "captured"): ["payment_authorized", "payment_captured"],
+    ("00", "captured"): ["payment_captured"],
+    ("10", "captured"): ["payment_captured"],
     ("00", "authorized"): ["payment_authorized"],
     ("10", "partially_authorized"): ["payment_authorized"],
     ("68", "reversed"): ["payment_reversed"],

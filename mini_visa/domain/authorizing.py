@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from mini_visa.domain import response_codes as code
 from mini_visa.domain.answers import Outcome
-from mini_visa.domain.capturing import capture_hold, left_to_refund, refund_rest
+from mini_visa.domain.capturing import capture_at_once, left_to_refund, refund_rest
 from mini_visa.domain.commands import Authorize, Increment, ReversePayment
 from mini_visa.domain.events import (
     PaymentAuthorized,
@@ -82,7 +82,8 @@ def _decline_of(account: Account, command: Authorize, at: int) -> str:
 
 def authorize(turn: Turn, command: Authorize) -> Outcome:
     """Place a hold, for all of the amount or (asked for, code 10) for what is available; or decline. With
-    `capture` the hold is captured at once. Every request leaves a payment, a declined one too."""
+    `capture` that is captured at once and never on hold: one event. Every request leaves a payment, also when
+    it is declined."""
     account = turn.account
     if account is None:
         return _decline_unknown_card(turn, command)
@@ -136,8 +137,7 @@ def authorize(turn: Turn, command: Authorize) -> Outcome:
     if command.metadata or not approved:
         payment = replace(payment, metadata=command.metadata, hold_ended=not approved)
     if command.capture and approved:
-        turn.tell(PaymentAuthorized, payment, approved, held_by=approved, response_code=response_code)
-        payment = capture_hold(turn, payment, approved, final=True)
+        payment = capture_at_once(turn, payment, response_code)
         turn.keep(_AUTHORIZE, None, payment)
     else:
         turn.keep(_AUTHORIZE, None, payment)

@@ -99,6 +99,20 @@ def capture_hold(turn: Turn, payment: Payment, amount: int, *, final: bool) -> P
     return after
 
 
+def capture_at_once(turn: Turn, payment: Payment, response_code: str) -> Payment:
+    """A new payment that is captured as it is authorized; to be kept by the caller."""
+    amount = payment.authorized
+    after = replace(
+        payment,
+        status=PaymentStatus.CAPTURED,
+        captured=amount,
+        hold_ended=True,
+        captures=(Capture(n=1, amount=amount, at=turn.at),),
+    )
+    turn.tell(PaymentCaptured, after, amount, posted_by=amount, response_code=response_code, facts={"n": 1})
+    return after
+
+
 # -- clearing ------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,8 @@ class PaymentIncremented(
 
 
 class PaymentCaptured(PaymentEvent, frozen=True, kw_only=True, omit_defaults=True, tag="payment_captured/1"):
+    """The first event of a payment that was authorized and captured in one: it never was on hold."""
+
     n: int
     hold_used: int = 0
     hold_freed: int = 0

@@ -121,15 +121,20 @@ def test_an_amount_without_currency_is_read_in_the_accounts_currency() -> None:
     assert [type(event) for event in refused.events] == [RequestRefused]
 
 
-def test_a_sale_is_held_and_captured_in_one() -> None:
+def test_a_sale_is_one_event_and_never_a_hold() -> None:
     host = Host(limit="100.00")
     decision = host.authorize("150.00", capture=True, partial_approval=True)
     payment = decision.outcome.payment
-    assert [type(event) for event in decision.events] == [PaymentAuthorized, PaymentCaptured]
+    assert [type(event) for event in decision.events] == [PaymentCaptured]
     assert (payment.status, payment.captured, decision.outcome.response_code) == ("captured", 10_000, "10")
     assert (host.account.held, host.account.posted) == (0, 10_000)
     assert not host.records.holds and host.payment(payment) == payment
-    assert [event.seq for event in decision.events] == [2, 3]
+    (event,) = decision.events
+    assert (event.seq, event.available_before, event.hold_used, event.response_code) == (2, 10_000, 0, "10")
+    assert host.ledger == {
+        ("receivable:cardholder:" + host.account.account_id, "USD"): 10_000,
+        ("clearing:suspense", "USD"): -10_000,
+    }
 
 
 def test_an_increment_raises_the_hold_or_leaves_it() -> None:
