@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from mini_visa import topics
+from mini_visa.domain.commands import ReversePayment
 from mini_visa.domain.events import PaymentEvent, PaymentFact, TimePassed
 from mini_visa.domain.ids import account_of
 from mini_visa.domain.saga import Progress, Saga, SagaTerms, follow, pass_deadline
@@ -49,7 +50,8 @@ def act(payment_id: str, former: Saga | None, progress: Progress, context: Conte
     account = account_of(payment_id).encode()
     for told in progress.events:
         context.emit(topics.PAYMENT_SAGAS, told, key=account, partition=context.partition)
-    if progress.release is not None:
-        context.emit(topics.ACCOUNT_COMMANDS, progress.release, key=account, partition=context.partition)
-    for cancel in progress.cancels:
-        context.emit(topics.CLEARING_SUBMISSIONS, cancel, key=account, partition=context.partition)
+    for sent in progress.sends:
+        if isinstance(sent, ReversePayment):
+            context.emit(topics.ACCOUNT_COMMANDS, sent, key=account, partition=context.partition)
+        else:
+            context.emit(topics.CLEARING_SUBMISSIONS, sent, key=account, partition=context.partition)

@@ -15,6 +15,7 @@ A saga that is past a deadline says so each time it tries again, so it is never 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -74,14 +75,16 @@ class SagaEvent(Message, frozen=True, kw_only=True, omit_defaults=True, tag="sag
     waiting: tuple[int, ...] = ()
 
 
+Compensation: TypeAlias = ReversePayment | CancelPresentment
+
+
 class Progress(NamedTuple):
     """What a step of the saga changes and asks for."""
 
     saga: Saga | None
     """None: over."""
     events: tuple[SagaEvent, ...] = ()
-    release: ReversePayment | None = None
-    cancels: tuple[CancelPresentment, ...] = ()
+    sends: tuple[Compensation, ...] = ()
 
 
 def follow(saga: Saga | None, event: PaymentEvent, now: int, terms: SagaTerms) -> Progress:
@@ -102,9 +105,8 @@ def follow(saga: Saga | None, event: PaymentEvent, now: int, terms: SagaTerms) -
     if failed and payment.captured == 0 and held_of(payment):
         if saga.step == "releasing":
             return Progress(saga)
-        return _release(
-            payment.payment_id, payment.account, Saga(now, now, "releasing", (), 0, True), now, terms
-        )
+        releasing = Saga(now, now, "releasing", (), 0, True)
+        return pass_deadline(payment.payment_id, payment.account, releasing, now, terms)
     state: SagaState = "compensated" if failed and payment.captured == 0 else "completed"
     if not (failed or saga.tries):
         return Progress(None)
@@ -112,23 +114,26 @@ def follow(saga: Saga | None, event: PaymentEvent, now: int, terms: SagaTerms) -
 
 
 def pass_deadline(payment_id: str, account: str, saga: Saga, now: int, terms: SagaTerms) -> Progress:
-    """`saga.deadline` has passed and nothing has happened: say so, and try to end it."""
+    """`saga.deadline` has passed and nothing has happened: say so, and do once more what `REMEDIES` says.
+    Each time twice as late."""
     assert now >= saga.deadline
-    if saga.step == "releasing":
-        return _release(payment_id, account, saga, now, terms)
+    remedy = REMEDIES[saga.step]
     later = replace(saga, deadline=now + terms.retry_after(saga.tries), tries=saga.tries + 1)
+    state: SagaState = "overdue" if saga.tries else remedy.first_said
     return Progress(
-        later,
-        (_event(payment_id, account, later, "overdue", now),),
-        cancels=tuple(
-            CancelPresentment(key=key_of(payment_id, n), payment_id=payment_id, n=n) for n in saga.waiting
-        ),
+        later, (_event(payment_id, account, later, state, now),), remedy.sends(payment_id, account, saga)
     )
 
 
-def _release(payment_id: str, account: str, saga: Saga, now: int, terms: SagaTerms) -> Progress:
-    """Reverse what is still held. Each try is a request of its own: its number is in its id."""
-    later = replace(saga, deadline=now + terms.retry_after(saga.tries), tries=saga.tries + 1)
+def _call_back(payment_id: str, account: str, saga: Saga) -> tuple[Compensation, ...]:
+    """Every capture without an outcome. The answer is the outcome, whichever it is."""
+    return tuple(
+        CancelPresentment(key=key_of(payment_id, n), payment_id=payment_id, n=n) for n in saga.waiting
+    )
+
+
+def _release(payment_id: str, account: str, saga: Saga) -> tuple[Compensation, ...]:
+    """What is still held. Each try is a request of its own: its number is in its id."""
     release = ReversePayment(
         account=account,
         client=REVERSAL_CLIENT,
@@ -136,8 +141,23 @@ def _release(payment_id: str, account: str, saga: Saga, now: int, terms: SagaTer
         payment_id=payment_id,
         reason="clearing rejected",
     )
-    state: SagaState = "overdue" if saga.tries else "compensating"
-    return Progress(later, (_event(payment_id, account, later, state, now),), release)
+    return (release,)
+
+
+class Remedy(NamedTuple):
+    """What is done about a step whose deadline has passed."""
+
+    first_said: SagaState
+    """What is told the first time; each later time `overdue`."""
+    sends: Callable[[str, str, Saga], tuple[Compensation, ...]]
+    """(payment id, account, saga): the compensations."""
+
+
+REMEDIES: Final[dict[Step, Remedy]] = {
+    "clearing": Remedy("overdue", _call_back),
+    "releasing": Remedy("compensating", _release),
+}
+"""Step that is open -> its compensation."""
 
 
 def _event(payment_id: str, account: str, saga: Saga, state: SagaState, at: int) -> SagaEvent:
