@@ -28,8 +28,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
 FIRST_LOOK_S: Final = 0.1
-"""Until everything was seen to move once (for `patience_s` at most): a system that starts is ready as soon
-as it works."""
+"""While there is something to wait for: a system that starts is ready as soon as it works."""
 GROUPS: Final = {
     "risk.assess": topics.CARD_REQUESTS.name,
     "authorization.decide": topics.ACCOUNT_COMMANDS.name,
@@ -53,15 +52,17 @@ class Vigil:
         """After this long without a move an authorization that began with the silence has missed its
         deadline."""
         self.patience_s = settings.session_timeout_s + self.silence_s
-        """A gateway that has just started waits so long for every partition: until then another worker has
-        what a dead one had, or there is something wrong that waiting does not mend."""
+        """A gateway that has just started waits so long for a service's other partitions, from when it first
+        saw one of them move: until then another worker has what a dead one had, or there is something wrong
+        that waiting does not mend."""
         self._settings = settings
         self._now = now
         self._groups = {f"{settings.environment}.{group}": topic for group, topic in GROUPS.items()}
         self._places: list[Place] = []
         self._positions: dict[Place, int] = {}
         self._moved_at: dict[Place, float] = {}
-        self._began = now()
+        self._begun_at: dict[str, float] = {}
+        """When each group was first seen to move."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self, partitions: Mapping[str, int]) -> None:
@@ -75,7 +76,6 @@ class Vigil:
             for group, topic in self._groups.items()
             for partition in range(partitions[topic])
         ]
-        self._began = self._now()
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -85,9 +85,8 @@ class Vigil:
     def unable(self) -> str:
         """Why no authorization at all would be answered, in words; "" where some are, or may be."""
         now = self._now()
-        if self._is_new(now):
-            place = next(place for place in self._places if place not in self._moved_at)
-            return f"{_words(place)} was not seen to work yet."
+        if (awaited := self._awaited(now)) is not None:
+            return f"{_words(awaited)} was not seen to work yet."
         silent = set(self._silent(now))
         for group, topic in self._groups.items():
             if all(place in silent for place in self._places if place[0] == group):
@@ -114,9 +113,12 @@ class Vigil:
         """How many partitions of one of `GROUPS` nobody works on."""
         return sum(place[0].endswith(f".{group}") for place in self._silent(self._now()))
 
-    def _is_new(self, now: float) -> bool:
-        """Has just begun, and has yet to see some partition move."""
-        return len(self._moved_at) < len(self._places) and now - self._began <= self.patience_s
+    def _awaited(self, now: float) -> Place | None:
+        """A partition that this gateway has not seen to move, and still waits for."""
+        for place in self._places:
+            if place not in self._moved_at and now - self._begun_at.get(place[0], now) <= self.patience_s:
+                return place
+        return None
 
     def _silent(self, now: float) -> list[Place]:
         return [
@@ -132,6 +134,7 @@ class Vigil:
                 position = positions.get(place[1], NONE if former is None else former)
                 if former is not None and former != position:
                     self._moved_at[place] = self._now()
+                    self._begun_at.setdefault(group, self._now())
                 self._positions[place] = position
 
     async def _run(self) -> None:
@@ -146,7 +149,7 @@ class Vigil:
                             committed = await admin.list_consumer_group_offsets(group)
                             self.saw(group, {at: position.offset for at, position in committed.items()})
                         complained = False
-                        await asyncio.sleep(FIRST_LOOK_S if self._is_new(self._now()) else LOOK_S)
+                        await asyncio.sleep(FIRST_LOOK_S if self._awaited(self._now()) else LOOK_S)
                 finally:
                     await admin.close()
             except (KafkaError, BrokerError, OSError) as error:
