@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import failover, gateway, growth, parts, peers, pipeline, restore, services, smoke
+from tests.bench import chain, failover, gateway, growth, parts, peers, pipeline, restore, services, smoke
 from tests.bench.processes import stop_in_order_when_told
 from tests.bench.report import (
     Result,
@@ -72,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     over.add_argument("--kills", type=int, default=5)
 
     steps = commands.add_parser("parts", help="where the microseconds of a record go, without a broker")
-    steps.add_argument("service", choices=("w1", "authorization", "risk"))
+    steps.add_argument("service", choices=("w1", "authorization", "risk", "pipeline"))
     steps.add_argument("--records", type=int, default=40_000)
     steps.add_argument("--reps", type=int, default=5)
 
@@ -133,6 +133,8 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
         return lambda: restore.measure(records=option("records", 200_000), reps=reps, command=command)
     if name == "failover":
         return lambda: failover.measure(kills=option("kills", 5), command=command)
+    if name == "parts" and options.service == "pipeline":
+        return lambda: chain.measure(records=option("records", 40_000), reps=reps, command=command)
     if name == "parts":
         return lambda: parts.measure(
             options.service, records=option("records", 40_000), reps=reps, command=command

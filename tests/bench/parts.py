@@ -107,7 +107,7 @@ class Pass:
         self.ns = dict.fromkeys(STEPS, 0)
         self.results: list[BatchResult] = []
 
-    def run(self, data: bytes, base: int, *, measured: bool) -> None:
+    def run(self, data: bytes, base: int, *, measured: bool) -> BatchResult:
         clock = time.thread_time_ns
         began = clock()
         records = unpack(data, None, base, 1 << 60, "parts").records
@@ -145,6 +145,7 @@ class Pass:
             for step, ns in zip(STEPS, steps, strict=True):
                 self.ns[step] += ns
             self.results.append(result)
+        return result
 
     def close(self) -> None:
         self._store.close()
