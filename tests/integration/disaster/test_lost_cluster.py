@@ -1,5 +1,5 @@
 """A cluster is lost with all its data; another is made from the archive and the backup of the read model, and
-every service takes its tables and goes on; every event up to the cut is at the offset that it had."""
+everything goes on: every account, hold, decision and offset is what it was."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ async def pay(url: str, name: str, count: int, *, capture: bool = False) -> list
     return answers
 
 
+async def balances(url: str, payments: list[dict[str, Any]]) -> dict[str, Any]:
+    accounts = sorted({payment["card"]["token"] for payment in payments})
+    async with ClientSession(url) as session:
+        found = {}
+        for account in accounts:
+            async with session.get(f"/accounts/{account}") as answer:
+                found[account] = await answer.json()
+        return found
+
+
 def test_a_lost_cluster_is_rebuilt_and_everything_goes_on_where_it_was(tmp_path, jars_cache):
     home, archive = make_home(tmp_path, jars_cache), tmp_path / "archive"
     system = Up(home, MINI_VISA_GATEWAY_DEADLINE_S="30")
@@ -81,14 +91,14 @@ def test_a_lost_cluster_is_rebuilt_and_everything_goes_on_where_it_was(tmp_path,
         system.until("Ready")
         url = system.state().gateway_url
         asyncio.run(open_accounts(url))
-        asyncio.run(pay(url, "first", 40, capture=True))
+        first = asyncio.run(pay(url, "first", 40, capture=True))
         run(home, "topics", "export", str(archive), "--cut-wait", "0", code=None)  # a cut by chance, or none
         _copy_database(home / "readmodel.sqlite", tmp_path / "backup.sqlite")
-        asyncio.run(pay(url, "second", 40))
+        second = asyncio.run(pay(url, "second", 40))
         time.sleep(2)  # captures clear, the projection follows: then little happens but ticks
         exported = run(home, "topics", "export", str(archive), "--cut-wait", "60")
         assert exported["new_cut"] and exported["records"] > 0
-        before = events(home)
+        before, known = events(home), asyncio.run(balances(url, first + second))
         asyncio.run(pay(url, "lost", 5))  # after the last cut: these are gone for good
     finally:
         system.end()
@@ -114,12 +124,29 @@ def test_a_lost_cluster_is_rebuilt_and_everything_goes_on_where_it_was(tmp_path,
             f"rebuilt in {took:.1f} s, {imported['seconds']:.1f} s of it the import of {imported['records']} "
             f"records in {imported['transactions']} transactions"
         )
+        url = system.state().gateway_url
         ends = json.loads((archive / "manifest.json").read_text())["cuts"][-1]["ends"]["payment.events"]
         kept = [event for event in before if event["offset"] < ends[event["partition"]]]
         assert [event for event in events(home) if event["offset"] < ends[event["partition"]]] == kept
         assert {event["event"].get("request_id") for event in kept} >= {
             f"{name}-{n}" for name in ("first", "second") for n in range(40)
         }
+        deadline = time.monotonic() + 60  # the projection goes on from the backup
+        while not _same(asyncio.run(balances(url, first + second)), known):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        again = asyncio.run(pay(url, "second", 40))
+        assert [payment["payment_id"] for payment in again] == [payment["payment_id"] for payment in second]
+        new = asyncio.run(pay(url, "new", 20))
+        ids = {payment["payment_id"] for payment in first + second}
+        assert len({payment["payment_id"] for payment in new} - ids) == 20, "no id is given twice"
+        print(f"every comparison equal {time.monotonic() - began:.1f} s after the new broker's start")
+        assert run(home, "replay", new[0]["card"]["token"])["differences"] == []
+        checked = run(home, "readmodel", "rebuild", "--check")
+        assert checked["compared"] and checked["different"] == []
+        assert not [check for check in run(home, "doctor") if check["verdict"] == "FAIL"]
+        audited = run(home, "audit", "--running")
+        assert not [check["name"] for check in audited["checks"] if check["wrong"]]
     finally:
         system.end()
 
@@ -127,6 +154,11 @@ def test_a_lost_cluster_is_rebuilt_and_everything_goes_on_where_it_was(tmp_path,
 def _copy_database(source: Path, target: Path) -> None:
     with sqlite3.connect(source) as live, sqlite3.connect(target) as copy:
         live.backup(copy)
+
+
+def _same(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    fields = ("limit", "held", "posted", "available", "status")
+    return all(found[account].get(name) == wanted[account][name] for account in wanted for name in fields)
 
 
 # -- the archive alone -----------------------------------------------------------------------------
