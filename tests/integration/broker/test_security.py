@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 from aiohttp import ClientSession
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    CompactArray,
-    CompactBytes,
-    CompactString,
-    Int8,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
+from kafka_admin import add_users
 from whole_system import Up, environment, make_home, mini_visa, none_left_within
 
 from mini_visa.broker import EmbeddedBroker
@@ -34,72 +20,6 @@ from mini_visa.broker.properties import Node
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 USER, PASSWORD = "mini-visa", "correct horse battery staple"
-SHA_512 = 2
-ITERATIONS = 4096
-
-
-class _ScramResponse(Response):  # type: ignore[misc]
-    API_KEY: ClassVar[int] = 51
-    API_VERSION: ClassVar[int] = 0
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "results",
-            CompactArray(
-                ("user", CompactString("utf-8")),
-                ("error_code", Int16),
-                ("error_message", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _ScramRequestStruct(RequestStruct):  # type: ignore[misc]
-    API_KEY = 51
-    API_VERSION = 0
-    RESPONSE_TYPE = _ScramResponse
-    FLEXIBLE_VERSION = True
-    SCHEMA = Schema(
-        (
-            "deletions",
-            CompactArray(("name", CompactString("utf-8")), ("mechanism", Int8), ("tags", TaggedFields)),
-        ),
-        (
-            "upsertions",
-            CompactArray(
-                ("name", CompactString("utf-8")),
-                ("mechanism", Int8),
-                ("iterations", Int32),
-                ("salt", CompactBytes),
-                ("salted_password", CompactBytes),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _ScramRequest(Request[_ScramRequestStruct]):  # type: ignore[misc]
-    """AlterUserScramCredentials: a password for a user, for SCRAM-SHA-512."""
-
-    API_KEY = 51
-
-    def build(self, request_struct_class: Any) -> Any:
-        salt = os.urandom(16)
-        salted = hashlib.pbkdf2_hmac("sha512", PASSWORD.encode(), salt, ITERATIONS)
-        return request_struct_class([], [(USER, SHA_512, ITERATIONS, salt, salted, {})], {})
-
-
-async def _add_user(address: str) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=address)
-    await admin.start()
-    try:
-        ((_, code, message, _),) = (await admin._send_request(_ScramRequest())).results
-        assert code == 0, message
-    finally:
-        await admin.close()
 
 
 def _certificate(directory: Path, name: str) -> Path:
@@ -139,7 +59,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory, jars_cache: Path) -> Itera
     )  # fmt: skip
     broker.start()
     try:
-        asyncio.run(_add_user(f"127.0.0.1:{plain}"))
+        asyncio.run(add_users(f"127.0.0.1:{plain}", {USER: PASSWORD}))
         yield {
             "MINI_VISA_BROKER": f"kafka://127.0.0.1:{secure}",
             "MINI_VISA_KAFKA_SECURITY": "SASL_SSL",
