@@ -9,7 +9,7 @@ ARGS ?=
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test unit integration faults model images compose containers bench peers lint format types docs lock clean manifests cluster
+.PHONY: help setup demo up test unit integration faults model images compose containers exercises reproduce bench peers lint format types docs lock clean manifests cluster node
 .DELETE_ON_ERROR:
 
 help: ## Show this help
@@ -48,6 +48,12 @@ compose: images ## The whole system in containers, until Ctrl-C
 containers: setup ## Tests on real containers; starts a Docker engine of its own where none runs
 	$(BIN)/pytest tests/containers $(ARGS)
 
+exercises: setup ## The deployment under faults, for minutes: containers killed and cut off, rights on Kafka (ARGS="-k container")
+	$(BIN)/pytest -m exercise tests/containers tests/kubernetes $(ARGS)
+
+reproduce: setup ## Build each image twice with nothing from a cache, and compare (ARGS=mini-visa for one)
+	docker/reproduce $(ARGS)
+
 model: setup ## Search the model of the kernel's protocol: every state of it (ARGS="--without fence")
 	$(BIN)/python -m tests.model.protocol $(ARGS)
 
@@ -76,6 +82,9 @@ manifests: setup ## Write what of deploy/k8s follows from the program, and check
 cluster: setup ## A real Kubernetes API server takes every overlay; it is built once, which takes minutes
 	scripts/cluster/build
 	$(BIN)/pytest tests/kubernetes/test_api_server.py $(ARGS)
+
+node: setup ## A real Kubernetes node: the local overlay applied, killed, scaled and upgraded under load (ARGS=--keep)
+	scripts/cluster/node $(ARGS)
 
 bench: setup ## Throughput and latency against the floors
 	$(BIN)/python -m tests.bench $(ARGS)

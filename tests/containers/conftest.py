@@ -50,6 +50,7 @@ def engine() -> Iterator[docker.DockerClient]:
         client.close()
         if own is not None:
             own.stop()
+            assert own.left() == [], "the engine left something behind"
 
 
 @pytest.fixture(scope="session")

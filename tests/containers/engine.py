@@ -66,6 +66,19 @@ class Engine:
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def left(self) -> list[str]:
+        """What is still there of one that has stopped: files (mounts keep them), its bridge, processes."""
+        places = [self.folder, Path(f"/sys/class/net/mv-docker{self.process.pid % 100_000}")]
+        with_it = [str(one) for one in Path("/proc").glob("[0-9]*") if str(self.folder) in _command(one)]
+        return [str(place) for place in places if place.exists()] + with_it
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
