@@ -3,15 +3,20 @@
 ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# One time for every file that is made here, for users too: the same packages are the same layer, built again.
+ARG SOURCE_DATE_EPOCH=315532800
 # hadolint ignore=DL3008 # the base's release pins the versions
-RUN groupadd --gid 10001 postgres \
+RUN touch /begun \
+ && groupadd --gid 10001 postgres \
  && useradd --uid 10001 --gid 10001 --home-dir /var/lib/postgresql --shell /usr/sbin/nologin postgres \
  && mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf \
  && apt-get update \
  && apt-get install -y --no-install-recommends postgresql-15 \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/aux-cache /var/log/* \
       /usr/lib/postgresql/15/lib/bitcode /etc/ssl/private/ssl-cert-snakeoil.key /etc/ssl/certs/ssl-cert-snakeoil.pem \
- && install --directory --owner postgres --group postgres --mode 0700 /var/lib/postgresql/data /secrets
+ && install --directory --owner postgres --group postgres --mode 0700 /var/lib/postgresql/data /secrets \
+ && find / -xdev -newer /begun -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} + \
+ && rm /begun && touch --date "@$SOURCE_DATE_EPOCH" /
 COPY docker/postgresql-start /usr/local/bin/
 ENV PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin \
     PGDATA=/var/lib/postgresql/data/main \
