@@ -27,6 +27,8 @@ START_TIMEOUT_S: Final = 180.0
 COMMAND_TIMEOUT_S: Final = 300.0
 VOLUMES: Final = 20
 """Local volumes that are there for claims to bind to, as an administrator provides them."""
+CPU_SHARES: Final = 16 << 10
+"""Of all pods, where a process of the machine has 1,024."""
 CNI: Final = Path("/usr/lib/cni")
 # kubelet wants the kernel otherwise than it is. The machine is not its own: it gets files to write to.
 SYSCTLS: Final = (
@@ -363,6 +365,8 @@ state = "/run/containerd"
             for root in roots:
                 (root / group).mkdir(exist_ok=True)
             cpus = Path("/sys/fs/cgroup/cpuset")
+            # All pods together would otherwise count as much as any one process of the machine.
+            (Path("/sys/fs/cgroup/cpu") / group / "cpu.shares").write_text(str(CPU_SHARES))
             for name in ("cpuset.cpus", "cpuset.mems"):  # an empty set lets nothing in
                 (cpus / group / name).write_text((cpus / name).read_text())
         configuration = self.folder / "kubelet.yaml"
