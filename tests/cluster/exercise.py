@@ -193,8 +193,8 @@ class Exercise:
                     raise
                 elsewhere.append(command)
         say(
-            f"{len(answered)} commands of the table in docs/deployment.md answered; {len(elsewhere)} ask for what "
-            "only staging and production have"
+            f"{len(answered)} commands of the table in docs/deployment.md answered; "
+            f"{len(elsewhere)} ask for what only staging and production have"
         )
         expect(len(answered) > 10, answered)
 
