@@ -47,6 +47,9 @@ AUDITED = re.compile(
     r"on resource = (\w+):(\w+):(\S+) for request = (\w+)"
 )
 KINDS = {"Topic": "topic", "Group": "group", "TransactionalId": "transactionalId", "Cluster": "cluster"}
+NO_REFUSAL = ("Metadata", "InitProducerId")
+"""Who asks for all topics is shown its own. Who may write to any topic may write idempotently: Kafka finds
+that out by asking two other questions first."""
 RULE = {"version": 2, "metric": "count", "window_s": 60, "threshold": 2, "outcome": "decline", "score": 60}
 
 Right = tuple[str, str, str]
@@ -122,7 +125,7 @@ class Guarded:
                     operation = operation.title().replace("_", "")
                     if verdict == "Allowed":
                         allowed[user].add((KINDS[kind], name, operation))
-                    elif request != "Metadata":  # who asks for all topics is shown its own
+                    elif request not in NO_REFUSAL:
                         denied.append(f"{user}: {operation} on {kind} {name} ({request})")
         return allowed, denied
 
