@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -50,6 +50,10 @@ HANDLER_S_MAX: Final = 0.25
 """Batches are cut so that the handler holds the event loop no longer than about this."""
 FUTURE_MS_MAX: Final = 60_000
 """A record further ahead of the clock than this is dead-lettered: it would expire everything."""
+PACE_S: Final = 0.02
+"""How long a small batch waits for the commits of the worker's other partitions at most."""
+PACED_RECORDS: Final = 64
+"""A batch of so many pays for its transaction, and waits for nobody."""
 RESTORE_STALL_S: Final = 60.0
 """A restore that does not advance for so long never will."""
 MEND_AFTER_S: Final = GRACE_S + 1.0
@@ -107,16 +111,50 @@ class Plan:
         return f"{self.group}.{self.source}.{partition}"
 
 
-class Ownership:
-    """See the module. `on_failure` is called with every error that is not an orderly release."""
+class Pace:
+    """Small batches of one worker's partitions commit one after the other, and grow while they wait.
 
-    def __init__(self, plan: Plan, partition: int, on_failure: Callable[[str, BaseException], None]) -> None:
+    Transactions cost the broker and the worker about the same whatever is in them. A busy worker of four
+    partitions that commits them at the same time has four small ones under way, each as slow as all four; in
+    turn each is quicker, and takes with it what came while the others were at it. A lone record finds nobody
+    before it and waits for nothing; a commit that takes long (a broker is away) holds nobody up for more
+    than `PACE_S`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        ours = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PACE_S):
+                ours = await self._lock.acquire()
+        try:
+            yield
+        finally:
+            if ours:
+                self._lock.release()
+
+
+class Ownership:
+    """See the module. `on_failure` is called with every error that is not an orderly release. `pace`: of all
+    partitions of the processor in this worker; None: of this one alone."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        partition: int,
+        on_failure: Callable[[str, BaseException], None],
+        pace: Pace | None = None,
+    ) -> None:
         self.plan = plan
         self.partition = partition
         self.name = f"{plan.group}/{partition}"
         self.state = State.NEW
         self.next_offset = -1
         """The first source offset that is not committed."""
+        self._pace = pace or Pace()
         self._on_failure = on_failure
         self._source = TopicPartition(plan.source, partition)
         self._changelog = TopicPartition(plan.changelog, partition)
@@ -360,20 +398,31 @@ class Ownership:
                     await asyncio.sleep(rest_s)
 
     async def _run(self) -> None:
-        """One batch after the other: whatever has arrived, no waiting for company."""
+        """One batch after the other: whatever has arrived, no waiting for company but where others commit."""
         while True:
             if not self._inbox:
                 self._arrival.clear()
                 await self._arrival.wait()
             async with self._turn:
                 assert self.state is State.RUNNING, f"{self.name}: a batch while {self.state}"
-                began = time.perf_counter()
-                records = self._take()
-                assert records[0].offset >= self.next_offset, (
-                    f"{self.name}: offset {records[0].offset} again, {self.next_offset} is next"
-                )
-                await self._process(records)
-                self._batch_seconds.observe(time.perf_counter() - began)
+                if self._waiting() < PACED_RECORDS:
+                    async with self._pace.turn():
+                        await self._batch()
+                else:
+                    await self._batch()
+
+    async def _batch(self) -> None:
+        began = time.perf_counter()
+        records = self._take()
+        assert records[0].offset >= self.next_offset, (
+            f"{self.name}: offset {records[0].offset} again, {self.next_offset} is next"
+        )
+        await self._process(records)
+        self._batch_seconds.observe(time.perf_counter() - began)
+
+    def _waiting(self) -> int:
+        """Records in the inbox."""
+        return sum(len(chunk.records) for chunk in self._inbox) - self._taken
 
     def _take(self) -> list[Any]:
         """The next batch: bounded in records, in bytes and, by what the handler took so far, in time."""

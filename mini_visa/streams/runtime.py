@@ -16,7 +16,7 @@ from mini_visa.kafka import apply_topics, await_broker, changelog_plan, dead_let
 from mini_visa.settings import Settings
 from mini_visa.streams import metrics
 from mini_visa.streams.membership import Membership
-from mini_visa.streams.ownership import Ownership, Plan, State
+from mini_visa.streams.ownership import Ownership, Pace, Plan, State
 from mini_visa.streams.poison import Fatal, poison
 from mini_visa.streams.processor import Processor
 from mini_visa.streams.store import Identity
@@ -33,6 +33,7 @@ class Runtime:
         self.plan = plan
         self.name = plan.group
         self.ownerships: dict[int, Ownership] = {}
+        self._pace = Pace()
         self._acquisitions: dict[int, asyncio.Task[None]] = {}
         self._stopping = False
         self._turn = asyncio.Lock()
@@ -136,7 +137,7 @@ class Runtime:
         for partition in sorted(staying):
             self.ownerships[partition].resume()
         for partition in sorted(partitions - staying):
-            ownership = Ownership(self.plan, partition, poison)
+            ownership = Ownership(self.plan, partition, poison, self._pace)
             self.ownerships[partition] = ownership
             self._acquisitions[partition] = asyncio.create_task(self._acquire(ownership, self._epoch))
 

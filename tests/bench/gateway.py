@@ -33,7 +33,8 @@ CONNECTIONS = 32
 RATE_PER_S = 500
 LIMIT = "1000000.00"
 START_TIMEOUT_S = 120.0
-WARM_S = 5.0
+WARM_S = 25.0
+"""The broker's JVM compiles what is hot for about as long; until then half a core is its compiler's."""
 APPROVED_SHARE_MIN = 0.9
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.9)
 

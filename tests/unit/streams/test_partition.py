@@ -13,8 +13,8 @@ import pytest
 from counting import ITEMS, Item, count
 
 from mini_visa.settings import Settings
-from mini_visa.streams import metrics
-from mini_visa.streams.ownership import HANDLER_S_MAX, Ownership, Plan, State
+from mini_visa.streams import metrics, ownership
+from mini_visa.streams.ownership import HANDLER_S_MAX, PACED_RECORDS, Ownership, Pace, Plan, State
 from mini_visa.streams.processor import BatchResult, Record
 from mini_visa.streams.store import Identity
 from mini_visa.streams.wire import Chunk
@@ -23,7 +23,7 @@ PARTITION = 7_777
 """Of no other test in this process: metrics are the process's."""
 
 
-def owner(tmp_path: Path, **settings: Any) -> Ownership:
+def owner(tmp_path: Path, pace: Pace | None = None, **settings: Any) -> Ownership:
     plan = Plan(
         processor=count,
         service="s",
@@ -36,7 +36,7 @@ def owner(tmp_path: Path, **settings: Any) -> Ownership:
         settings=Settings(home=tmp_path, **settings),
         client_options={"bootstrap_servers": "nowhere:1"},
     )
-    return Ownership(plan, PARTITION, lambda where, error: pytest.fail(f"{where}: {error!r}"))
+    return Ownership(plan, PARTITION, lambda where, error: pytest.fail(f"{where}: {error!r}"), pace)
 
 
 def chunk(first: int, records: int, record_bytes: int = 100) -> Chunk:
@@ -163,3 +163,94 @@ async def test_a_processor_that_rests_looks_again_after_a_while_unless_it_is_beh
     assert len(log.asked) == 3
     assert least_s <= log.asked[-1] - log.asked[0] <= most_s
     assert sizes(resting) == [2]
+
+
+class Commits:
+    """Two partitions of one worker whose commits last until they are told to end."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pace = Pace()
+        self.owners = [owner(tmp_path, pace), owner(tmp_path, pace)]
+        self.under_way: list[tuple[int, int]] = []
+        """(which partition, records of its batch)"""
+        self._ends = [asyncio.Event(), asyncio.Event()]
+        self._tasks = []
+        for number, one in enumerate(self.owners):
+            for state in (State.FENCING, State.RESTORING, State.RUNNING):
+                one._become(state)
+            one.next_offset = 0
+            monkeypatch.setattr(
+                one, "_process", lambda records, number=number: self._process(number, records)
+            )
+            self._tasks.append(asyncio.create_task(one._run()))
+
+    async def _process(self, number: int, records: list[Record]) -> None:
+        self.under_way.append((number, len(records)))
+        await self._ends[number].wait()
+        self._ends[number].clear()
+        self.under_way.remove((number, len(records)))
+        self.owners[number].next_offset += len(records)
+
+    async def come(self, number: int, first: int, records: int) -> None:
+        self.owners[number]._inbox.append(chunk(first, records))
+        self.owners[number]._arrival.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def end(self, number: int) -> None:
+        self._ends[number].set()
+        for _ in range(9):
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def test_small_batches_of_a_worker_commit_in_turn_and_take_what_came_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "PACE_S", 60.0)
+    commits = Commits(tmp_path, monkeypatch)
+    await commits.come(0, 0, 1)
+    assert commits.under_way == [(0, 1)], "the first one waits for nobody"
+    await commits.come(1, 0, 1)
+    await commits.come(1, 1, 2)
+    assert commits.under_way == [(0, 1)]
+    await commits.end(0)
+    assert commits.under_way == [(1, 3)]
+    await commits.come(0, 1, 1)
+    assert commits.under_way == [(1, 3)]
+    await commits.end(1)
+    assert commits.under_way == [(0, 1)], "the turn comes back"
+    await commits.stop()
+
+
+async def test_a_batch_that_pays_for_its_transaction_waits_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "PACE_S", 60.0)
+    commits = Commits(tmp_path, monkeypatch)
+    await commits.come(0, 0, 1)
+    await commits.come(1, 0, PACED_RECORDS)
+    assert commits.under_way == [(0, 1), (1, PACED_RECORDS)]
+    await commits.stop()
+
+
+async def test_a_commit_that_takes_long_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what went ahead of it gives no turn back that it did not have."""
+    commits = Commits(tmp_path, monkeypatch)
+    await commits.come(0, 0, 1)
+    await commits.come(1, 0, 1)
+    while len(commits.under_way) < 2:  # noqa: ASYNC110 - bounded by PACE_S
+        await asyncio.sleep(0.001)
+    monkeypatch.setattr(ownership, "PACE_S", 60.0)
+    await commits.end(1)
+    await commits.come(1, 1, 1)
+    assert commits.under_way == [(0, 1)], "the long one has the turn still"
+    await commits.end(0)
+    assert commits.under_way == [(1, 1)]
+    await commits.stop()
