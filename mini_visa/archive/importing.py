@@ -125,7 +125,7 @@ class _Identities(NamedTuple):
         if source is None:
             raise ArchiveUnusable(f"{changelog} is about a topic that the archive does not have")
         identity = Identity(self.cluster, self.ids[source], self.ids[changelog])
-        return source, replace(progress, identity=identity)
+        return source, replace(progress, identity=identity, told=progress.next_offset)
 
 
 async def _new_identities(settings: Settings, manifest: Manifest, wanted: Mapping[str, Topic]) -> _Identities:

@@ -173,14 +173,15 @@ class Transactions:
         self._producer = opened.producer
 
     async def commit(
-        self, outputs: Sequence[RawOutput], changes: Sequence[Change], progress: bytes, next_offset: int
+        self, outputs: Sequence[RawOutput], changes: Sequence[Change], progress: bytes, offset: int | None
     ) -> int:
         """Commit a batch; return the offset of its last changelog record, -1 when the broker did not tell.
 
         1. pack the records into Kafka's record batches; 2. send them: the first ones begin the transaction;
-        3. send the source offset behind them; 4. wait for EVERY acknowledgement; 5. commit. An error before
-        5 aborts; after any error this object is not to be used again. Raises `OutcomeUnknown` when 5 was sent
-        and its answer did not come.
+        3. send the source `offset` behind them, unless it is None: how far the partition is says `progress`,
+        the group's offset tells everybody else; 4. wait for EVERY acknowledgement; 5. commit. An error
+        before 5 aborts; after any error this object is not to be used again. Raises `OutcomeUnknown` when 5
+        was sent and its answer did not come.
         """
         packs = self.pack(outputs, changes, progress)
         sent = False
@@ -191,9 +192,10 @@ class Transactions:
                 # On a connection the broker answers one request after the other: what goes to the same broker
                 # is done in this order, and only the first of it has to begin the transaction.
                 produced = asyncio.ensure_future(self._produce(packs))
-                offset_sent = asyncio.ensure_future(self._send_offset(next_offset))
-                results = await asyncio.gather(produced, offset_sent, return_exceptions=True)
-                for result in results:
+                requests: list[asyncio.Future[Any]] = [produced]
+                if offset is not None:
+                    requests.append(asyncio.ensure_future(self._send_offset(offset)))
+                for result in await asyncio.gather(*requests, return_exceptions=True):
                     if isinstance(result, BaseException):
                         raise result
                 if faults.ARMED:
@@ -210,7 +212,7 @@ class Transactions:
         except BaseException as error:
             if sent:
                 raise OutcomeUnknown(
-                    f"{self._id}: the commit up to offset {next_offset} was sent and its outcome is unknown "
+                    f"{self._id}: the commit was sent and its outcome is unknown "
                     f"({type(error).__name__}: {error})"
                 ) from error
             await self._abort()

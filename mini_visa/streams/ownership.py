@@ -54,6 +54,8 @@ PACE_S: Final = 0.02
 """How long a small batch waits for the commits of the worker's other partitions at most."""
 PACED_RECORDS: Final = 64
 """A batch of so many pays for its transaction, and waits for nobody."""
+TELL_S: Final = 0.2
+"""The group's offset is behind the partition's progress for no longer than about this."""
 RESTORE_STALL_S: Final = 60.0
 """A restore that does not advance for so long never will."""
 MEND_AFTER_S: Final = GRACE_S + 1.0
@@ -154,6 +156,10 @@ class Ownership:
         self.state = State.NEW
         self.next_offset = -1
         """The first source offset that is not committed."""
+        self._told: int | None = None
+        """The group's committed offset."""
+        self._tell_at = 0.0
+        """When the next transaction carries it again (loop time): at once, to begin with."""
         self._pace = pace or Pace()
         self._on_failure = on_failure
         self._source = TopicPartition(plan.source, partition)
@@ -227,6 +233,7 @@ class Ownership:
             self.next_offset, partition_time = first, 0
         else:
             self.next_offset, partition_time = progress.next_offset, progress.partition_time
+            self._told = progress.told
         if not first <= self.next_offset <= end:
             raise Fatal(self._out_of_range(first, end))
         self._execution = Execution(
@@ -257,7 +264,7 @@ class Ownership:
     def _agrees(self, progress: Progress | None, committed: int | None) -> bool:
         if progress is None:
             return committed is None
-        return progress.next_offset == committed and progress.identity == self.plan.identity
+        return progress.told == committed and progress.identity == self.plan.identity
 
     def _mismatch(self, progress: Progress | None, committed: int | None) -> str:
         group, source = self.plan.group, f"{self.plan.source}:{self.partition}"
@@ -267,17 +274,17 @@ class Ownership:
                 f"changelog were made anew). To start over, delete the changelog topic {self.plan.changelog} "
                 f"and the group {group}; to keep the tables, bring the former topics back"
             )
-        changelog = "nothing" if progress is None else f"offset {progress.next_offset}"
+        changelog = "nothing" if progress is None or progress.told is None else f"offset {progress.told}"
         offsets = "nothing" if committed is None else f"offset {committed}"
         message = (
-            f"{self.name}: the changelog says {changelog} of the source is next, the group's committed "
-            f"offset says {offsets}: one of them was changed, expired or lost from outside"
+            f"{self.name}: the changelog says that {changelog} of the source was committed to the group, the "
+            f"group says {offsets}: one of them was changed, expired or lost from outside"
         )
-        if progress is not None:
+        if progress is not None and progress.told is not None:
             return (
                 f"{message}. The changelog knows better; with no worker of the group running: "
                 f"kafka-consumer-groups.sh --group {group} --topic {source} --reset-offsets "
-                f"--to-offset {progress.next_offset} --execute"
+                f"--to-offset {progress.told} --execute"
             )
         return (
             f"{message}. The changelog topic {self.plan.changelog} has lost its records: restore it, or "
@@ -402,7 +409,9 @@ class Ownership:
         while True:
             if not self._inbox:
                 self._arrival.clear()
-                await self._arrival.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._tell_at if self._untold else None):
+                        await self._arrival.wait()
             async with self._turn:
                 assert self.state is State.RUNNING, f"{self.name}: a batch while {self.state}"
                 if self._waiting() < PACED_RECORDS:
@@ -412,13 +421,19 @@ class Ownership:
                     await self._batch()
 
     async def _batch(self) -> None:
+        """Of what is in the inbox; if nothing is, it does no more than to tell the group's offset."""
         began = time.perf_counter()
         records = self._take()
-        assert records[0].offset >= self.next_offset, (
+        assert not records or records[0].offset >= self.next_offset, (
             f"{self.name}: offset {records[0].offset} again, {self.next_offset} is next"
         )
         await self._process(records)
         self._batch_seconds.observe(time.perf_counter() - began)
+
+    @property
+    def _untold(self) -> bool:
+        """The group's offset is behind. Before the first batch there is nothing to tell."""
+        return self._told is not None and self._told != self.next_offset
 
     def _waiting(self) -> int:
         """Records in the inbox."""
@@ -449,11 +464,14 @@ class Ownership:
 
     async def _process(self, records: list[Any]) -> None:
         assert self._execution is not None
-        began = time.thread_time()  # a handler's own time: a busy machine must not make batches small
-        result = self._execution.run(records, timestamp_max=int(time.time() * 1000) + FUTURE_MS_MAX)
-        seconds = time.thread_time() - began
-        self._record_s += (seconds / len(records) - self._record_s) * 0.2
-        self._handler_seconds.observe(seconds)
+        if records:
+            began = time.thread_time()  # a handler's own time: a busy machine must not make batches small
+            result = self._execution.run(records, timestamp_max=int(time.time() * 1000) + FUTURE_MS_MAX)
+            seconds = time.thread_time() - began
+            self._record_s += (seconds / len(records) - self._record_s) * 0.2
+            self._handler_seconds.observe(seconds)
+        else:
+            result = BatchResult([], [], self.next_offset, self._execution.partition_time, 0, 0)
         if faults.ARMED:
             await faults.reach("handled")
         # A cancelled commit still commits. Once begun, commit and store are one: nothing interrupts them.
@@ -461,11 +479,13 @@ class Ownership:
 
     async def _commit(self, result: BatchResult) -> None:
         assert self._transactions is not None and self._store is not None and self._execution is not None
-        began = time.perf_counter()
+        began, now = time.perf_counter(), asyncio.get_running_loop().time()
+        offset = result.next_offset if now >= self._tell_at else None
+        told = self._told if offset is None else offset
         progress = encode_progress(
-            Progress(PROGRESS_VERSION, result.next_offset, result.partition_time, self.plan.identity)
+            Progress(PROGRESS_VERSION, result.next_offset, result.partition_time, self.plan.identity, told)
         )
-        last = await self._transactions.commit(result.outputs, result.changes, progress, result.next_offset)
+        last = await self._transactions.commit(result.outputs, result.changes, progress, offset)
         self._commit_seconds.observe(time.perf_counter() - began)
         if faults.ARMED:
             await faults.reach("committed")
@@ -475,8 +495,10 @@ class Ownership:
         if faults.ARMED:
             await faults.reach("stored")
         self._execution.committed()
-        assert result.next_offset > self.next_offset
+        assert result.next_offset > self.next_offset or not result.records
         self.next_offset = result.next_offset
+        if offset is not None:
+            self._told, self._tell_at = offset, now + TELL_S
         self._batches.inc()
         self._records.inc(result.records)
         self._outputs.inc(len(result.outputs) - result.dead_letters)
@@ -497,9 +519,12 @@ class Ownership:
     # -- drain and release -----------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Let the running batch commit, and start no other: RUNNING -> PARKED."""
+        """Let the running batch commit, tell the group's offset, and start no other: RUNNING -> PARKED."""
         self._become(State.DRAINING)
         await self._turn.acquire()
+        if self._untold:
+            self._tell_at = 0.0
+            await self._process([])
         self._become(State.PARKED)
 
     def resume(self) -> None:

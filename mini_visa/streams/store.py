@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 import rocksdict
+from msgspec.structs import replace
 
 PROGRESS_KEY: Final = b"\x00progress"
 """In changelog and store. No table's rows start with a zero byte: a table's name is not empty."""
@@ -38,6 +39,8 @@ class Progress(msgspec.Struct, frozen=True, array_like=True):
     partition_time: int
     """Event time in ms."""
     identity: Identity
+    told: int | None = None
+    """The group's committed offset: the last one that a transaction carried, this one's or one before it."""
 
 
 class Applied(msgspec.Struct, frozen=True, array_like=True):
@@ -50,7 +53,8 @@ class Applied(msgspec.Struct, frozen=True, array_like=True):
     identity: Identity
 
 
-PROGRESS_VERSION: Final = 1
+PROGRESS_VERSION: Final = 2
+"""1: every transaction carried the group's offset."""
 _encode = msgspec.msgpack.encode
 _progress = msgspec.msgpack.Decoder(Progress)
 _applied = msgspec.msgpack.Decoder(Applied)
@@ -62,6 +66,8 @@ def encode_progress(progress: Progress) -> bytes:
 
 def decode_progress(data: bytes) -> Progress:
     progress = _progress.decode(data)
+    if progress.version == 1:
+        return replace(progress, version=PROGRESS_VERSION, told=progress.next_offset)
     if progress.version != PROGRESS_VERSION:
         raise ValueError(
             f"progress record of version {progress.version}, this program knows {PROGRESS_VERSION}: "

@@ -34,13 +34,13 @@ class Rules(NamedTuple):
     restore_to_the_end: bool = True
     """All of the changelog's committed records are applied before the first batch."""
     one_transaction: bool = True
-    """The source offset is in the same transaction as outputs and rows."""
+    """A source offset is committed in the transaction whose progress record says so."""
     unknown_outcome_ends: bool = True
     """A commit whose answer does not come is not taken for one that did not happen."""
 
 
 class Bounds(NamedTuple):
-    records: int = 3
+    records: int = 2
     batch_records_max: int = 2
     workers: int = 2
     deaths: int = 2
@@ -58,9 +58,11 @@ class Entry(NamedTuple):
     row: int
     """The model's only row: how many records were counted. Outputs carry it, so each is a witness."""
     next_offset: int
+    told: int
+    """The group's committed offset: not every transaction carries it."""
 
 
-EMPTY = Entry(0, 0)
+EMPTY = Entry(0, 0, 0)
 
 
 class Open(NamedTuple):
@@ -99,6 +101,8 @@ class Worker(NamedTuple):
     """The changelog's end, as read while acquiring."""
     batch: int = 0
     """The records of the batch at hand."""
+    tells: bool = False
+    """Its transaction carries the group's offset."""
     refused: bool = False
     wiped: bool = False
     disk: Disk = Disk()
@@ -182,16 +186,19 @@ def _worker(
             if applied < end and rules.restore_to_the_end:
                 disk = Disk(broker.changelog[applied], applied + 1)
                 yield "restores", become(disk=disk)
-            elif worker.disk.entry.next_offset == worker.committed or not rules.restore_to_the_end:
+            elif worker.disk.entry.told == worker.committed or not rules.restore_to_the_end:
                 yield "runs", become(at="running")
             elif applied and not worker.wiped:
                 yield "wipes", become(disk=Disk(), wiped=True)
             else:
                 raise Wrong("tables and offset disagree, with nothing changed from outside")
         case "running":
-            first = worker.disk.entry.next_offset
-            for count in range(1, min(bounds.batch_records_max, bounds.records - first) + 1):
-                yield f"handles {count}", become(at="handled", batch=count)
+            entry = worker.disk.entry
+            for count in range(1, min(bounds.batch_records_max, bounds.records - entry.next_offset) + 1):
+                for tells in (False, True):
+                    yield f"handles {count}", become(at="handled", batch=count, tells=tells)
+            if entry.told < entry.next_offset:
+                yield "has an offset to tell", become(at="handled", batch=0, tells=True)
             yield "is released", become(**die)
         case "handled":
             yield "begins", become(at="begun", refused=False)
@@ -204,7 +211,7 @@ def _worker(
                 aborted = broker._replace(open=None) if mine else broker
                 yield "aborts and ends", become(aborted, **die)
             elif not rules.store_after_commit:
-                yield "stores early", become(at="stored early", disk=_stored(worker, broker))
+                yield "stores early", become(at="stored early", disk=_stored(worker))
             elif broker.on_its_way == 0:
                 yield "sends the commit", become(broker._replace(on_its_way=worker.epoch), at="committing")
         case "stored early":
@@ -216,10 +223,12 @@ def _worker(
             elif broker.on_its_way != worker.epoch:
                 yield "is fenced and ends", become(**die)
             if broker.on_its_way == worker.epoch or broker.answer == worker.epoch:
-                given_up = die if rules.unknown_outcome_ends else {"at": "running", "batch": 0}
+                given_up = (
+                    die if rules.unknown_outcome_ends else {"at": "running", "batch": 0, "tells": False}
+                )
                 yield "waits too long and ends", become(**given_up)
         case "committed":
-            yield "stores", become(at="running", batch=0, disk=_stored(worker, broker))
+            yield "stores", become(at="running", batch=0, tells=False, disk=_stored(worker))
 
 
 def _fence(broker: Broker, rules: Rules, become: Become, at: str) -> State:
@@ -237,21 +246,20 @@ def _send(
         yield "is fenced and ends", become(**_dead(worker))
         return
     current = broker.open or Open()
-    entry = worker.disk.entry
-    upto = Entry(entry.row + worker.batch, entry.next_offset + worker.batch)
+    entry, upto = worker.disk.entry, _upto(worker)
     missing = []
-    if not current.outputs:
+    if worker.batch and not current.outputs:
         outputs = tuple(range(entry.row + 1, upto.row + 1))
         missing.append(("outputs", current._replace(outputs=outputs)))
     if current.entry is None:
         missing.append(("rows and progress", current._replace(entry=upto)))
-    if rules.one_transaction and current.offset is None:
-        missing.append(("the offset", current._replace(offset=upto.next_offset)))
+    if rules.one_transaction and worker.tells and current.offset is None:
+        missing.append(("the offset", current._replace(offset=upto.told)))
     for what, following in missing:
         last = len(missing) == 1
         at = "sent" if last else "begun"
-        if last and not rules.one_transaction:
-            broker = broker._replace(offset=upto.next_offset)
+        if last and worker.tells and not rules.one_transaction:
+            broker = broker._replace(offset=upto.told)
         yield f"sends {what}", become(broker._replace(open=following), at=at)
         if state.refusals < bounds.refusals and what != "the offset":
             refused = become(broker._replace(open=current), at="sent", refused=True)
@@ -263,10 +271,15 @@ def _dead(worker: Worker) -> dict[str, Any]:
     return Worker(disk=worker.disk)._asdict()
 
 
-def _stored(worker: Worker, broker: Broker) -> Disk:
-    entry = worker.disk.entry
-    upto = Entry(entry.row + worker.batch, entry.next_offset + worker.batch)
-    return Disk(upto, worker.disk.applied + 1)
+def _upto(worker: Worker) -> Entry:
+    """What the batch at hand makes of the tables."""
+    row, next_offset, told = worker.disk.entry
+    next_offset += worker.batch
+    return Entry(row + worker.batch, next_offset, next_offset if worker.tells else told)
+
+
+def _stored(worker: Worker) -> Disk:
+    return Disk(_upto(worker), worker.disk.applied + 1)
 
 
 def inspect(state: State) -> None:
@@ -275,7 +288,7 @@ def inspect(state: State) -> None:
     if broker.sink != tuple(range(1, len(broker.sink) + 1)):
         raise Wrong(f"outputs are lost or repeated: {broker.sink}")
     last = broker.changelog[-1] if broker.changelog else EMPTY
-    if not (len(broker.sink) == last.row == last.next_offset == broker.offset):
+    if not (len(broker.sink) == last.row == last.next_offset and last.told == broker.offset):
         raise Wrong(f"outputs {broker.sink}, table {last}, committed offset {broker.offset}")
     for number, worker in enumerate(state.workers):
         applied = worker.disk.applied

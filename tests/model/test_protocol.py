@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from protocol import Bounds, Rules, check
 
-BOUNDS = Bounds(records=2)
+BOUNDS = Bounds(acquisitions=2, deaths=1)
+"""`make model` looks at all of them (13 times as many)."""
 
 
 def test_every_state_that_can_come_to_be_is_good() -> None:
@@ -22,11 +23,11 @@ def test_every_state_that_can_come_to_be_is_good() -> None:
         ("restore_to_the_end", "lost or repeated"),
         ("await_every_acknowledgement", "table"),
         ("one_transaction", "committed offset"),
-        ("unknown_outcome_ends", "lost or repeated"),
+        ("unknown_outcome_ends", "committed offset"),
         ("store_after_commit", "ahead of Kafka"),
     ],
 )
 def test_a_protocol_without_one_of_its_rules_goes_wrong(rule: str, found: str) -> None:
-    result = check(Rules(**{rule: False}), BOUNDS)
+    result = check(Rules(**{rule: False}), Bounds())
     assert found in result.wrong, result
     assert result.trace[-1], "and it says how"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import tables
 from mini_visa import topics
 from mini_visa.domain.messages import Undecodable
-from mini_visa.streams.store import decode_progress
+from mini_visa.streams.store import PROGRESS_VERSION, decode_progress
 from mini_visa.streams.table import AnyTable, BrokenRow, Table, UnknownRowVersion
 from mini_visa.streams.topic import AnyTopic
 
@@ -106,7 +106,7 @@ def test_a_progress_record_is_one_or_a_value_error(data: bytes) -> None:
     except ValueError as error:
         assert str(error)
     else:
-        assert progress.version == 1
+        assert progress.version == PROGRESS_VERSION
 
 
 def test_all_topics_and_tables_are_looked_at() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +27,14 @@ from mini_visa.streams.commit import Transactions
 from mini_visa.streams.ownership import TRANSITIONS, Ownership, Plan, State
 from mini_visa.streams.poison import Fatal
 from mini_visa.streams.runtime import make_plans
-from mini_visa.streams.store import PROGRESS_KEY, Applied, Identity, RocksStore, StoreUnavailable
+from mini_visa.streams.store import (
+    PROGRESS_KEY,
+    Applied,
+    Identity,
+    RocksStore,
+    StoreUnavailable,
+    decode_progress,
+)
 from mini_visa.streams.wire import Wire
 
 pytestmark = pytest.mark.broker
@@ -505,11 +513,11 @@ async def test_an_unknown_changelog_offset_leaves_the_former_one(
 ) -> None:
     """Point 7: for a repeated batch the broker may answer -1. Rows are applied again, to the same end."""
     lab = bench.laboratory
-    commit = Transactions.commit
+    commit, commits = Transactions.commit, itertools.count(1)
 
     async def unknown(self: Transactions, *arguments: Any) -> int:
         last = await commit(self, *arguments)
-        return last if arguments[-1] <= 20 else -1
+        return last if next(commits) <= 2 else -1
 
     plan = await bench.plan(batch_records_max=10)
     monkeypatch.setattr(Transactions, "commit", unknown)
@@ -577,6 +585,40 @@ async def test_the_progress_record_is_in_every_transaction(bench: Bench) -> None
     await bench.until(lambda: owner.next_offset == 20)
     records = (await lab.read(lab.changelog()))[0]
     assert [record.key for record in records] == [PROGRESS_KEY] * 4
+
+
+async def test_the_group_is_told_of_the_first_batch_and_then_of_what_a_while_has_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Point 3: not every transaction carries the group's offset, and each one's progress record says which
+    offset the group has."""
+    monkeypatch.setattr(ownership, "TELL_S", 1.0)
+    lab = bench.laboratory
+    plan = await bench.plan(batch_records_max=5)
+    await lab.put(range(20))
+    owner = await bench.acquire(plan)
+    await bench.until(lambda: owner.next_offset == 20)
+    assert (await lab.committed())[0] == 5 == owner._told
+    rows = await rows_of(owner)
+    for task in owner._tasks:  # it dies: what comes next finds a group that is behind
+        task.cancel()
+    await asyncio.gather(*owner._tasks, return_exceptions=True)
+    assert owner._store is not None
+    owner._store.close()
+    forget_disk(bench)
+    bench.failures.clear()
+    heir = await bench.acquire(plan)
+    assert (heir.next_offset, await rows_of(heir)) == (20, rows)
+    await bench.until(lambda: heir._told == 20)
+    assert (await lab.committed())[0] == 20
+    told = [decode_progress(record.value).told for record in (await lab.read(lab.changelog()))[0]
+            if record.key == PROGRESS_KEY]  # fmt: skip
+    assert told == [5, 5, 5, 5, 20], "the last one by itself, without a batch"
+    await lab.put(range(20, 25))
+    await bench.until(lambda: heir.next_offset == 25)
+    await retire(heir)
+    await lab.expect_exact()
+    assert (await lab.committed())[0] == 25, "who leaves in order leaves nothing untold"
 
 
 def test_every_state_can_be_left_or_is_an_end() -> None:

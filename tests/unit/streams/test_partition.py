@@ -178,7 +178,7 @@ class Commits:
         for number, one in enumerate(self.owners):
             for state in (State.FENCING, State.RESTORING, State.RUNNING):
                 one._become(state)
-            one.next_offset = 0
+            one.next_offset = one._told = 0
             monkeypatch.setattr(
                 one, "_process", lambda records, number=number: self._process(number, records)
             )
@@ -189,7 +189,9 @@ class Commits:
         await self._ends[number].wait()
         self._ends[number].clear()
         self.under_way.remove((number, len(records)))
-        self.owners[number].next_offset += len(records)
+        one = self.owners[number]
+        one.next_offset += len(records)
+        one._told = one.next_offset
 
     async def come(self, number: int, first: int, records: int) -> None:
         self.owners[number]._inbox.append(chunk(first, records))

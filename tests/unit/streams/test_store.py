@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mini_visa.streams.store import (
@@ -28,10 +29,10 @@ def store(tmp_path: Path) -> Iterator[RocksStore]:
 
 
 def test_a_write_is_all_of_it(store: RocksStore) -> None:
-    progress = encode_progress(Progress(1, 5, 6, IDENTITY))
+    progress = encode_progress(Progress(2, 5, 6, IDENTITY, 4))
     store.write([(b"a\0x", b"1"), (b"a\0y", b"2"), (b"a\0x", None)], progress, APPLIED)
     assert store.get(b"a\0x") is None and store.get(b"a\0y") == b"2"
-    assert store.progress() == Progress(1, 5, 6, IDENTITY) and store.applied() == APPLIED
+    assert store.progress() == Progress(2, 5, 6, IDENTITY, 4) and store.applied() == APPLIED
 
 
 def test_a_scan_is_ordered_bounded_and_a_snapshot(store: RocksStore) -> None:
@@ -54,5 +55,11 @@ def test_it_is_all_there_after_closing_and_opening(tmp_path: Path) -> None:
 
 
 def test_progress_of_a_newer_program_is_refused() -> None:
-    with pytest.raises(ValueError, match="version 2"):
-        decode_progress(encode_progress(Progress(2, 5, 6, IDENTITY)))
+    with pytest.raises(ValueError, match="version 3"):
+        decode_progress(encode_progress(Progress(3, 5, 6, IDENTITY)))
+
+
+def test_progress_of_the_first_version_is_read() -> None:
+    """Its transactions all carried the group's offset: what it says is next is what the group was told."""
+    first = msgspec.msgpack.encode([1, 5, 6, IDENTITY])
+    assert decode_progress(first) == Progress(2, 5, 6, IDENTITY, 5)
