@@ -576,8 +576,11 @@ async def test_a_marker_that_got_lost_is_written_and_the_restore_goes_on(
     assert len(ended) == 1 and owner.state is State.RUNNING
 
 
-async def test_the_progress_record_is_in_every_transaction(bench: Bench) -> None:
+async def test_the_progress_record_is_in_every_transaction(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Point 3."""
+    monkeypatch.setattr(ownership, "TELL_S", 60.0)
     lab = bench.laboratory
     plan = await bench.plan(batch_records_max=5)
     await lab.put(range(20), do="nothing")

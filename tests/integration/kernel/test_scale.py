@@ -169,6 +169,6 @@ async def test_a_lone_record_does_not_wait_for_company(laboratory: Laboratory) -
         while not await answers.more():
             assert time.monotonic() - began < WAIT_S, worker.log
         took.append(time.monotonic() - began)
-    assert len(await commits(laboratory, 0)) == 15
+    assert len(await commits(laboratory, 0)) >= 15, "a batch each, and some that tell the group's offset"
     assert statistics.median(took) < FETCH_WAIT_MS / 1000 / 2, summary(took)
     print(f"answered in {summary(took)} s")
