@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ PHASE_S: Final = 4.0
 """How long the client behaves in a certain way."""
 AHEAD_S, BACK_S = 45, -3_600
 """Jumps of a clock. The broker refuses what is more than a minute ahead."""
+TRIES_TO_SHRINK: Final = 40
 FLOOD: Final = 60
 """Records on each topic."""
 POISON: Final = (
@@ -128,9 +130,8 @@ async def _full_disk(scene: Scene, name: str) -> None:
         grounds.wipe.add(name)
         grounds.small_disks.add(name)
         await grounds.end(name, signal.SIGTERM)
-    used = sum(path.stat().st_blocks * 512 for path in state.rglob("*") if path.is_file())
     starts = grounds.part(name).starts
-    _resize(state, f"{max(used, 1 << 20)}")
+    _shrink(state)
     filler = state / "filler"
     try:
         with filler.open("wb") as file:  # the last pages too
@@ -149,8 +150,20 @@ async def _full_disk(scene: Scene, name: str) -> None:
     await grounds.ready()
 
 
+def _shrink(mounted: Path) -> None:
+    """To what is in use, or a little more: the service goes on writing meanwhile."""
+    for more in range(TRIES_TO_SHRINK):
+        try:
+            _resize(mounted, f"{max(shutil.disk_usage(mounted).used, 1 << 20) + (more << 18)}")
+        except subprocess.CalledProcessError:
+            if more == TRIES_TO_SHRINK - 1:
+                raise
+        else:
+            return
+
+
 def _resize(mounted: Path, size: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", mounted], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={size}", mounted], check=True, capture_output=True)
 
 
 async def _kill_broker(scene: Scene, name: str) -> None:
