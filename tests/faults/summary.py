@@ -29,7 +29,7 @@ def _times(values: list[float]) -> tuple[str, str]:
 
 
 def summary(reports: list[dict[str, Any]]) -> str:
-    """Raises ValueError when two reports are of the same seed."""
+    """Raises ValueError when two reports are of one seed. What an older report does not have is left out."""
     if len({one["seed"] for one in reports}) < len(reports):
         raise ValueError("two reports of one seed: a run would count twice")
     rows: list[list[object]] = []
@@ -37,17 +37,17 @@ def summary(reports: list[dict[str, Any]]) -> str:
         faults = one["faults"]
         rows.append([
             one["seed"], f"{one['minutes']:.1f}", f"{sum(faults.values())} ({len(faults)})",
-            *(f"{one[name]:,}" for name in SUMMED), len(one["violations"]),
-            f"{one['batches_looked_at']:,} / {one['batches_not_fenced']}",
+            *(f"{one[name]:,}" if name in one else "" for name in SUMMED), len(one["violations"]),
+            f"{one.get('batches_looked_at', 0):,} / {one.get('batches_not_fenced', 0)}",
         ])  # fmt: skip
     kinds = sum((Counter(one["faults"]) for one in reports), Counter[str]())
     minutes = sum(one["minutes"] for one in reports)
     rows.append([
         "**sum**", f"{minutes:.1f}", f"**{sum(kinds.values())}** ({len(kinds)})",
-        *(f"**{sum(one[name] for one in reports):,}**" for name in SUMMED),
+        *(f"**{sum(one.get(name, 0) for one in reports):,}**" for name in SUMMED),
         sum(len(one["violations"]) for one in reports),
-        f"{sum(one['batches_looked_at'] for one in reports):,} / "
-        f"{sum(one['batches_not_fenced'] for one in reports)}",
+        f"{sum(one.get('batches_looked_at', 0) for one in reports):,} / "
+        f"{sum(one.get('batches_not_fenced', 0) for one in reports)}",
     ])  # fmt: skip
     head = (
         "seed", "minutes", "faults (kinds)", "requests", "of them reads", "acknowledged", "unknown", "lost",
@@ -57,7 +57,7 @@ def summary(reports: list[dict[str, Any]]) -> str:
     by_kind: dict[str, list[float]] = defaultdict(list)
     killed: dict[str, list[float]] = defaultdict(list)
     for one in reports:
-        for _, kind, target, first_s in one["done"]:
+        for _, kind, target, first_s in one.get("done", ()):
             if first_s is not None:
                 by_kind[kind].append(first_s)
                 if kind.startswith("kill"):
@@ -70,7 +70,7 @@ def summary(reports: list[dict[str, Any]]) -> str:
         ("SIGKILL of", "times", "first decision, p50 s", "max s"),
         ([name, len(values), *_times(values)] for name, values in sorted(killed.items())),
     )]  # fmt: skip
-    zombies = sum((Counter(one["zombies"]) for one in reports), Counter[str]())
+    zombies = sum((Counter(one.get("zombies", {})) for one in reports), Counter[str]())
     lines += [
         "",
         "Zombies: " + (", ".join(f"{n} {how}" for how, n in sorted(zombies.items())) or "none") + ".",
