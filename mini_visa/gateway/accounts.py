@@ -36,7 +36,7 @@ async def change_account(call: Call) -> Command:
 
 async def pay_account(call: Call) -> Command:
     account = call.gateway.account_id(call.path["account_id"])
-    currency = await call.gateway.currency_of(account)
+    currency = await call.gateway.currency_of(account, call.values["amount"])
     return PayAccount(
         **call.envelope(account),
         amount=money(call.values["amount"], exponent_of(currency)),

@@ -13,8 +13,9 @@ from mini_visa.gateway.problems import busy
 CLIENTS_MAX: Final = 10_000
 
 BOUND_FIRST: Final = 256
-BOUND_LEAST: Final = 16
-"""Fewer would not keep the pipeline busy: it works in batches."""
+BOUND_LEAST: Final = 64
+"""Fewer would not keep the pipeline busy, which works in batches; and a few clients are never refused,
+however slow the machine."""
 WINDOW_S: Final = 0.1
 """Answers are judged by their median over so long, and at least `ANSWERS_MIN` of them."""
 ANSWERS_MIN: Final = 5

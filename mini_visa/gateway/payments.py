@@ -28,7 +28,7 @@ async def authorize(call: Call) -> Command:
     given = values["currency"]
     currency = given or call.gateway.assumed_currency(card.token)
     if given is None and not has_decimals(values["amount"], exponent_of(currency)):
-        currency = await call.gateway.currency_of(card.token)
+        currency = await call.gateway.currency_of(card.token, values["amount"])
     return Authorize(
         **call.envelope(card.token),
         amount=money(values["amount"], exponent_of(currency)),
@@ -63,7 +63,7 @@ async def _amount_on_payment(call: Call) -> dict[str, Any]:
     fields = await _on_payment(call)
     text = call.values["amount"]
     if text is not None:
-        exponent = await call.gateway.exponent_of(fields["account"])
+        exponent = await call.gateway.exponent_of(fields["account"], text)
         fields |= {"amount": money(text, exponent), "exponent": exponent}
     return fields
 

@@ -21,6 +21,7 @@ from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import Card
 from mini_visa.gateway.access import Access
 from mini_visa.gateway.exchange import Exchange, NoAnswer, NotSent
+from mini_visa.gateway.fields import has_decimals
 from mini_visa.gateway.limits import InFlight, RateLimit
 from mini_visa.gateway.metrics import Metrics
 from mini_visa.gateway.problems import Problem, busy, not_found
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 READ_MODEL_RETRY_S: Final = 2.0
 LOOKUP_TIMEOUT_S: Final = 0.5
 """The read model may take this long to tell an account's currency; then the default is assumed."""
+
+WITH_DECIMALS: Final = ("USD", "JPY", "KWD", "CLF")
+"""One currency for each number of decimals that there is."""
 
 _LONG_NUMBER: Final = re.compile(r"[0-9]{13,}")
 
@@ -132,8 +136,11 @@ class Gateway:
         and is enough where the decision on the account checks the assumption."""
         return self.recent.currency(account) or self.settings.default_currency
 
-    async def currency_of(self, account: str) -> str:
-        """The account's currency if this gateway or the read model knows it, else the default."""
+    async def currency_of(self, account: str, amount: str | None = None) -> str:
+        """The account's currency if this gateway or the read model knows it, else the default. With an
+        `amount` that has other decimals than the default: a currency that has as many. Just opened, or
+        through another gateway, the account may not be in the read model yet; the decision on the account
+        checks what was assumed, so nothing is refused here that may be right there."""
         known = self.recent.currency(account)
         if known is None and self.read_model is not None:
             try:
@@ -145,11 +152,16 @@ class Gateway:
             if row is not None:
                 known = row.currency
                 self.recent.learn_currency(account, known)
-        return known or self.settings.default_currency
+        if known is not None:
+            return known
+        default = self.settings.default_currency
+        if amount is None or has_decimals(amount, exponent_of(default)):
+            return default
+        return next((name for name in WITH_DECIMALS if has_decimals(amount, exponent_of(name))), default)
 
-    async def exponent_of(self, account: str) -> int:
-        """Decimals of the account's currency."""
-        return exponent_of(await self.currency_of(account))
+    async def exponent_of(self, account: str, amount: str | None = None) -> int:
+        """Decimals of the account's currency, as far as `currency_of` knows it."""
+        return exponent_of(await self.currency_of(account, amount))
 
     async def ask(self, topic: Topic[Any], command: Command, *, route: str, started: float) -> Answer:
         """Sends the command and returns its answer, within the deadline. Raises `Problem` 503 or 504,

@@ -45,6 +45,21 @@ async def test_the_command_carries_a_token_instead_of_the_pan(client: Client, se
     assert (command.merchant.id, command.metadata) == ("m1", {"order": "7"})
 
 
+async def test_an_amount_of_an_account_that_is_not_known_here_yet_is_read_as_it_is_written(
+    client: Client, settings: Settings
+) -> None:
+    """It may have been opened a moment ago, through another gateway: the decision says what is right."""
+    async with Downstream(settings) as downstream:
+        for pan, amount in ((PAN, "7"), ("5555555555554444", "7.00"), ("378282246310005", "7.125")):
+            asked = request(pan=pan, amount=amount)
+            assert (await client.post("/payments/authorize", json=asked)).status == 200
+    assert [(command.amount, command.currency, command.currency_given) for command in downstream.seen] == [
+        (7, "JPY", False),
+        (700, "USD", False),
+        (7_125, "KWD", False),
+    ]
+
+
 async def test_a_retry_has_the_same_fingerprint_and_another_attempt(
     client: Client, settings: Settings
 ) -> None:
