@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,12 +65,11 @@ def free_port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Open to the user that the servers run as."""
-    made = Path(tmp_path_factory.mktemp("pgbouncer"))
-    for one in (made, *made.parents[:2]):
-        one.chmod(0o755)
-    return made
+def folder() -> Iterator[Path]:
+    """Open to the user that the servers run as: pytest's own folders are not."""
+    with tempfile.TemporaryDirectory(prefix="mini-visa-pgbouncer-") as made:
+        Path(made).chmod(0o755)
+        yield Path(made)
 
 
 @pytest.fixture(scope="module")

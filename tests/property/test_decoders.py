@@ -96,7 +96,8 @@ def test_a_row_is_of_its_table_or_broken(table: AnyTable, data: bytes) -> None:
     except (BrokenRow, UnknownRowVersion) as error:
         assert table.name in str(error)
     else:
-        assert table.decode(table.encode(row)) == row
+        written = table.encode(row)  # a row of an older version is written as one of today
+        assert table.encode(table.decode(written)) == written
 
 
 @given(data=st.binary(max_size=100) | packed)

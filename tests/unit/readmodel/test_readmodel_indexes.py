@@ -14,8 +14,8 @@ from mini_visa.readmodel.testing import START_MS, random_log
 
 SMALL = {"positions", "rules"}
 """Tables that do not grow with payments: they may be read through."""
-SORTED = {"sagas", "late sagas", "ledger account then"}
-"""Of few rows: what is late, in each of its states; the currencies of an account."""
+SORTED = {"payment", "sagas", "late sagas", "ledger account then"}
+"""Of few rows: a payment's events; what is late, in each of its states; the currencies of an account."""
 PAYMENT = "pay_000001_1"
 QUERIES: dict[str, tuple[str, dict[str, Any]]] = {
     "payment": ("payment", {"payment_id": PAYMENT}),
