@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated
 
@@ -99,16 +101,9 @@ def clearing_house() -> None:
 
     configured = settings()
     log_format.configure(configured.log_level)
-    try:
+    where = f"{configured.clearing_house_host}:{configured.clearing_house_port}"
+    with _listening("The clearing house", where, "MINI_VISA_CLEARING_HOUSE_PORT=8091"):
         run(configured)
-    except OSError as failure:
-        if failure.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
-            raise
-        raise UserError(
-            f"The clearing house cannot listen on {configured.clearing_house_host}:"
-            f"{configured.clearing_house_port} ({failure.strerror}). Choose another: "
-            "MINI_VISA_CLEARING_HOUSE_PORT=8091."
-        ) from failure
 
 
 def gateway() -> None:
@@ -119,14 +114,22 @@ def gateway() -> None:
 
     configured = settings()
     log_format.configure(configured.log_level)
+    where = f"{configured.gateway_host}:{configured.gateway_port}"
+    with _listening("The gateway", where, "MINI_VISA_GATEWAY_PORT=8081"):
+        try:
+            run(configured)
+        except InvalidTokenKey as unusable:
+            raise UserError(f"A tokenization key cannot be used: {unusable}") from unusable
+
+
+@contextlib.contextmanager
+def _listening(who: str, where: str, other: str) -> Iterator[None]:
+    """Says what to do when `where` (HOST:PORT) cannot be listened on; `other` is a setting that helps."""
     try:
-        run(configured)
-    except InvalidTokenKey as unusable:
-        raise UserError(f"A tokenization key cannot be used: {unusable}") from unusable
+        yield
     except OSError as failure:
         if failure.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
             raise
         raise UserError(
-            f"The gateway cannot listen on {configured.gateway_host}:{configured.gateway_port} "
-            f"({failure.strerror}). Choose another: MINI_VISA_GATEWAY_PORT=8081."
+            f"{who} cannot listen on {where} ({failure.strerror}). Choose another: {other}."
         ) from failure

@@ -4,7 +4,6 @@ connect, over TLS, before a PostgreSQL with the read model's tables; the gateway
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from manifests import DEPLOY, manifests_of, only
 from postgresql import Server
 from test_database import PASSWORDS, bring_roles
 
+from mini_visa.broker.embedded import free_port
 from mini_visa.readmodel import Database, DatabaseUnusable, ReadModel, SchemaOlder, views
 from mini_visa.readmodel.apply import Applier
 from mini_visa.readmodel.testing import EventLog, apply_new, random_log
@@ -55,13 +55,6 @@ def version(program: Path) -> tuple[int, int]:
     found = re.match(r"PgBouncer (\d+)\.(\d+)", said)
     assert found, said
     return int(found[1]), int(found[2])
-
-
-@contextlib.contextmanager
-def free_port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        yield int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +112,7 @@ class PgBouncer:
     def __init__(self, folder: Path, tls: Path, server: Server) -> None:
         self.program = folder / "pgbouncer"  # a copy that the servers' user can reach
         shutil.copy(program(), self.program)
-        with free_port() as port:
-            self.port = port
+        self.port = free_port()
         self.log = folder / "pgbouncer.log"
         users = folder / "userlist.txt"
         secret = only(manifests_of("production"), "ExternalSecret", "pgbouncer-users")

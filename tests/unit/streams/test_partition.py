@@ -47,6 +47,13 @@ def owner(tmp_path: Path, pace: Pace | None = None, **settings: Any) -> Ownershi
     return Ownership(plan, PARTITION, lambda where, error: pytest.fail(f"{where}: {error!r}"), pace)
 
 
+def start(one: Ownership) -> None:
+    """At offset 0, as a partition that has been acquired."""
+    for state in (State.FENCING, State.RESTORING, State.RUNNING):
+        one._become(state)
+    one.next_offset = one._told = 0
+
+
 def chunk(first: int, records: int, record_bytes: int = 100) -> Chunk:
     end = first + records
     found = [Record(offset, 1, b"k", ITEMS.encode(Item(offset))) for offset in range(first, end)]
@@ -195,9 +202,7 @@ class Commits:
         self._ends = [asyncio.Event(), asyncio.Event()]
         self._tasks = []
         for number, one in enumerate(self.owners):
-            for state in (State.FENCING, State.RESTORING, State.RUNNING):
-                one._become(state)
-            one.next_offset = one._told = 0
+            start(one)
             monkeypatch.setattr(
                 one, "_process", lambda records, number=number: self._process(number, records)
             )
@@ -294,9 +299,7 @@ async def test_only_who_is_behind_fetches_ahead(
         one.next_offset += len(records)
         one._told = one.next_offset
 
-    for state in (State.FENCING, State.RESTORING, State.RUNNING):
-        one._become(state)
-    one.next_offset = one._told = 0
+    start(one)
     monkeypatch.setattr(one, "_process", process)
     log = Log(1_000, record_bytes)
     one._wire = log  # type: ignore[assignment]
