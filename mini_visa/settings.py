@@ -51,8 +51,9 @@ class Settings(BaseSettings):
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     kafka_username: str = ""
     kafka_password: str = Field("", repr=False)
-    partitions: int = Field(4, ge=1, le=1024)
-    """Of every topic keyed by account. Fixed at creation."""
+    partitions: int = Field(2, ge=1, le=1024)
+    """Of every topic keyed by account: as many as workers of a service may ever be. Fixed at creation. Each
+    that a worker has commits for itself: with two a request costs less than with four, see docs/performance.md."""
     replies_partitions: int = Field(4, ge=1, le=1024)
     """Of gateway.replies. Gateways beyond this share one and drop what is not theirs."""
     replication: int = Field(1, ge=1, le=5)

@@ -45,7 +45,7 @@ FETCH_BYTES_MAX: Final = 1 << 20
 FETCH_WAIT_MS: Final = 1_000
 """A fetch is answered as soon as there is one record; an idle partition asks this often."""
 INBOX_CHUNKS_MAX: Final = 3
-"""Fetched ahead per partition that is behind: while one batch commits, the next is already here."""
+"""Fetched ahead per partition: while one batch commits, the next is already here."""
 HANDLER_S_MAX: Final = 0.25
 """Batches are cut so that the handler holds the event loop no longer than about this."""
 FUTURE_MS_MAX: Final = 60_000
@@ -172,9 +172,6 @@ class Ownership:
         self._inbox: deque[Chunk] = deque()
         self._taken = 0
         """Records of the inbox's first chunk that are already processed."""
-        self._behind = False
-        """The last fetch was as good as full."""
-        self._in_batch = False
         self._arrival = asyncio.Event()
         self._room = asyncio.Event()
         self._turn = asyncio.Lock()
@@ -389,7 +386,7 @@ class Ownership:
         bytes_max = min(FETCH_BYTES_MAX, self.plan.settings.batch_bytes_max)
         rest_s = self.plan.processor.rest_s
         while True:
-            while not self._has_room():
+            while len(self._inbox) >= INBOX_CHUNKS_MAX:
                 self._room.clear()
                 await self._room.wait()
             try:
@@ -402,18 +399,10 @@ class Ownership:
             self._lag.set(chunk.end - chunk.next_offset)
             position = chunk.next_offset
             if chunk.records:
-                self._behind = chunk.size_bytes >= bytes_max // 2
                 self._inbox.append(chunk)
                 self._arrival.set()
-                if rest_s and not self._behind:
+                if rest_s and chunk.size_bytes < bytes_max // 2:
                     await asyncio.sleep(rest_s)
-
-    def _has_room(self) -> bool:
-        """A fetch costs about as much as a small batch. Who is behind fetches ahead; who is not fetches when
-        the batch at hand is done, and gets in one answer what came meanwhile."""
-        if self._behind:
-            return len(self._inbox) < INBOX_CHUNKS_MAX
-        return not self._inbox and not self._in_batch
 
     async def _run(self) -> None:
         """One batch after the other: whatever has arrived, no waiting for company but where others commit."""
@@ -425,14 +414,11 @@ class Ownership:
                         await self._arrival.wait()
             async with self._turn:
                 assert self.state is State.RUNNING, f"{self.name}: a batch while {self.state}"
-                self._in_batch = True
                 if self._waiting() < PACED_RECORDS:
                     async with self._pace.turn():
                         await self._batch()
                 else:
                     await self._batch()
-                self._in_batch = False
-                self._room.set()
 
     async def _batch(self) -> None:
         """Of what is in the inbox; if nothing is, it does no more than to tell the group's offset."""
