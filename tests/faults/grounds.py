@@ -89,7 +89,7 @@ class Grounds:
             self.database = Server(Path(tempfile.mkdtemp(prefix="mini-visa-postgresql-")), binaries)
         self._given = {
             "home": home, "gateway_port": 0, "replication": brokers, "session_timeout_s": 6.0,
-            "partitions": 4,  # there is one for each of three workers, and one of them has two
+            "partitions": 3,  # one for each of three workers
             "clearing_cycle_s": 4.0, "clearing_present_again_s": 4.0, "compensation_retry_s": 5.0,
             "clearing_rejections": 0.05, "clearing_lost_answers": 0.05, "connector_tries_max": 3,
             "gateway_answer_target_s": 0.0,  # after each fault answers are late: none is refused for it
