@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     kafka_password: str = Field("", repr=False)
     partitions: int = Field(2, ge=1, le=1024)
     """Of every topic keyed by account: as many as workers of a service may ever be. Fixed at creation. Each
-    that a worker has commits for itself: with two a request costs less than with four, see docs/performance.md."""
+    commits for itself: of one worker, two take less time than four (docs/performance.md)."""
     replies_partitions: int = Field(4, ge=1, le=1024)
     """Of gateway.replies. Gateways beyond this share one and drop what is not theirs."""
     replication: int = Field(1, ge=1, le=5)

@@ -24,8 +24,8 @@ class Ground:
     """`async with Ground() as ground:` a fresh broker; everything is gone after it."""
 
     def __init__(self, *, partitions: int | None = None, pinned: bool = True) -> None:
-        """`partitions`: as many as `mini-visa up` makes, unless told. `pinned`: broker and load generator keep
-        off the core of what is measured."""
+        """`partitions`: as many as `mini-visa up` makes, unless told. `pinned`: broker and load generator
+        keep off the core of what is measured."""
         self.partitions = partitions or Settings().partitions
         self.home = Path(tempfile.mkdtemp(prefix="mini-visa-bench-"))
         self._pinned = pinned
