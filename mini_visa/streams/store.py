@@ -131,7 +131,10 @@ class RocksStore:
         deadline = time.monotonic() + self.LOCK_WAIT_S
         while True:
             try:
-                return rocksdict.Rdict(str(self.path), _options(self._memory_bytes))
+                options = _options(self._memory_bytes)
+                # Of a database that exists, rocksdict takes the default column family's options from its last
+                # OPTIONS file unless they are passed as such: no Bloom filter, and a block cache of 8 MB.
+                return rocksdict.Rdict(str(self.path), options, {"default": options})
             except Exception as error:
                 if "lock" not in str(error).lower() or time.monotonic() > deadline:
                     raise StoreUnavailable(

@@ -5,6 +5,7 @@ Never an existing cluster: topics are made, filled by millions and thrown away h
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ class Ground:
         )
 
     async def __aenter__(self) -> Ground:
+        self._cores = os.sched_getaffinity(0)
         if self._pinned:
             pin_self(LOAD_CORE)  # the broker inherits it
         try:
@@ -47,6 +49,7 @@ class Ground:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._broker.stop()
+        os.sched_setaffinity(0, self._cores)
         shutil.rmtree(self.home, ignore_errors=True)
 
     @property

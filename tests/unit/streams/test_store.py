@@ -54,6 +54,15 @@ def test_it_is_all_there_after_closing_and_opening(tmp_path: Path) -> None:
     again.close()
 
 
+def test_its_options_hold_also_when_it_is_opened_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        store = RocksStore(tmp_path / "0", 16 << 20)
+        assert store._database.property_int_value("rocksdb.block-cache-capacity") == 16 << 20
+        store.close()
+        newest = max((tmp_path / "0").glob("OPTIONS-*"))
+        assert "filter_policy=bloomfilter" in newest.read_text()
+
+
 def test_progress_of_a_newer_program_is_refused() -> None:
     with pytest.raises(ValueError, match="version 3"):
         decode_progress(encode_progress(Progress(3, 5, 6, IDENTITY)))
