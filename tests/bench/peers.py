@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,7 @@ class Harness:
         broker = str(self.folder / "common/broker.sh")
         _run([broker, "start"])
         try:
+            self._fill(records)
             adapter = f"{sys.executable} {ROOT / 'tests/bench/w1/app.py'}"
             _run(
                 [str(self.folder / "w1/run.sh"), BROKER, *peers],
@@ -76,6 +78,18 @@ class Harness:
             if not ran_before:
                 _run([broker, "stop"])
         return _lines(out)[known:]
+
+
+    def _fill(self, records: int) -> None:
+        """The harness does this first too, once: for some seconds a broker that has just started does not
+        know its own topics' leaders."""
+        load = [str(self.work / "v/bin/python"), str(self.folder / "common/w1.py"), BROKER]
+        for wait_s in (1, 2, 4, 8):
+            try:
+                return _run(load, N=str(records))
+            except subprocess.CalledProcessError:
+                time.sleep(wait_s)
+        _run(load, N=str(records))
 
 
 def find_harness() -> Harness:
