@@ -79,7 +79,6 @@ class Harness:
                 _run([broker, "stop"])
         return _lines(out)[known:]
 
-
     def _fill(self, records: int) -> None:
         """The harness does this first too, once: for some seconds a broker that has just started does not
         know its own topics' leaders."""
