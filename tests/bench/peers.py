@@ -85,9 +85,11 @@ class Harness:
         load = [str(self.work / "v/bin/python"), str(self.folder / "common/w1.py"), BROKER]
         for wait_s in (1, 2, 4, 8):
             try:
-                return _run(load, N=str(records))
+                _run(load, N=str(records))
             except subprocess.CalledProcessError:
                 time.sleep(wait_s)
+            else:
+                return
         _run(load, N=str(records))
 
 
