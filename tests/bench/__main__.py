@@ -14,9 +14,22 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.bench import chain, failover, gateway, growth, parts, peers, pipeline, restore, services, smoke
+from tests.bench import (
+    chain,
+    failover,
+    gateway,
+    growth,
+    parts,
+    peers,
+    pipeline,
+    restore,
+    scale,
+    services,
+    smoke,
+)
 from tests.bench.processes import stop_in_order_when_told
 from tests.bench.report import (
+    Figure,
     Result,
     console,
     machine,
@@ -77,9 +90,13 @@ def parser() -> argparse.ArgumentParser:
     steps.add_argument("--reps", type=int, default=5)
 
     large = commands.add_parser("growth", help="a payment's cost as accounts grow, and with a hot account")
-    large.add_argument("--accounts-max", type=int, default=1_000_000, help="of one partition (1000000)")
+    large.add_argument("--accounts-max", type=int, default=2_500_000, help="of one partition (2500000)")
     large.add_argument("--records", type=int, default=40_000)
     large.add_argument("--reps", type=int, default=3)
+
+    wide = commands.add_parser("scale", help="a record's cost and memory by partitions and workers")
+    wide.add_argument("--records", type=int, default=100_000, help="of a run (100000)")
+    wide.add_argument("--reps", type=int, default=2)
 
     guard = commands.add_parser("smoke", help="for CI: against an idiomatic Faust agent, fails under a ratio")
     guard.add_argument("--reps", type=int, default=1)
@@ -143,6 +160,8 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
         return lambda: growth.measure(
             accounts_max=options.accounts_max, records=options.records, reps=reps, command=command
         )
+    if name == "scale":
+        return lambda: scale.measure(records=options.records, reps=reps, command=command)
     if name == "smoke":
         return lambda: smoke.smoke(reps=options.reps, ratio_min=options.ratio_min)
     raise SystemExit(f"no benchmark {name!r}: there are {', '.join(ALL)}")
@@ -167,6 +186,16 @@ def run_one(name: str, measure: Measurement) -> Result:
     return result
 
 
+def hot_share(results: Sequence[Result]) -> Result:
+    """Authorization with a hot account as a share of that without, of what ran in this run."""
+    figures = {figure.name: figure.values for result in results for figure in result.figures}
+    pairs = zip(
+        figures.get("authorization.hot.per_s", ()), figures.get("authorization.per_s", ()), strict=False
+    )
+    ratios = tuple(hot / plain for hot, plain in pairs)
+    return Result("hot share", "", [Figure("authorization.hot.ratio", "x", ratios)] if ratios else [])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
@@ -175,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "all":
         names = getattr(options, "only", " ".join(ALL)).split()
         results = [run_one(one, measurement(one, options)) for one in names]
-        print_against_aims(results)
+        print_against_aims([*results, hot_share(results)])
     else:
         results = [run_one(name, measurement(name, options))]
     if options.plots:

@@ -24,9 +24,9 @@ from tests.bench.services import EVENT_TIME_BACK_MS, STEP_MS
 from tests.bench.topiclog import Entry
 from tests.bench.workload import HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, Workload
 
-SIZES = (2_500, 25_000, 250_000, 1_000_000)
+SIZES = (2_500, 25_000, 250_000, 2_500_000)
 BASE = 2_500
-"""Accounts: of 10,000 over four partitions."""
+"""Accounts of a partition, one of four: of 10,000 in all, and of 10 million."""
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
@@ -106,6 +106,8 @@ async def measure(*, accounts_max: int, records: int, reps: int, command: str) -
                 Figure(f"growth.{size}.disk", "MiB", (disk,)),
             ]
             result.figures += figures
+            if size == SIZES[-1]:
+                result.figures.append(Figure("growth.cost_ratio", "x the cost", figures[1].values))
             curve.append((float(size), figures[0].median))
             resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             console.print(

@@ -43,6 +43,7 @@ def dying_with_parent() -> list[str]:
 
 def stop_in_order_when_told() -> None:
     """SIGTERM ends this process as Ctrl-C does: what it started is stopped, what it wrote is thrown away."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell started it to ignore this
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 

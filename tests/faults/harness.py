@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mini_visa.settings import Settings
+from tests.bench.processes import stop_in_order_when_told
 from tests.faults.client import Client
 from tests.faults.fencing import Fences
 from tests.faults.grounds import Grounds, postgresql_binaries
@@ -351,6 +352,7 @@ def main() -> int:
     parser.add_argument("--record", type=Path, help="write a recording for the auditor: a new folder")
     parser.add_argument("--keep", action="store_true", help="keep all data also when everything adds up")
     given = parser.parse_args()
+    stop_in_order_when_told()
     unknown = set(given.kinds) - {kind.name for kind in KINDS}
     if unknown:
         parser.error(f"no such kind: {', '.join(sorted(unknown))}")
@@ -387,4 +389,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
