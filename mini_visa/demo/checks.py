@@ -276,8 +276,8 @@ def _made_by_the_system(lane: Lane, payment_ids: dict[str, str]) -> dict[str, li
 def _token(traffic: Traffic, number: int) -> str:
     """The account id of a card that has no account: its token, as the answers show it."""
     for answer in traffic.answers[number]:
-        if answer.status == 200:
-            return str(orjson.loads(answer.body)["card"]["token"])
+        if answer.status == 200 and (card := orjson.loads(answer.body).get("card")):
+            return str(card["token"])
     return ""
 
 

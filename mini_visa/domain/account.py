@@ -123,7 +123,8 @@ def _check(command: Command, kind: type[Command]) -> None:
     request_id, client = command.request_id, command.client
     if not request_id or "/" in request_id or not client or "/" in client:
         raise InvalidCommand("request_id and client must be names without a slash")
-    if getattr(command, "currency", "USD") not in EXPONENTS:
+    currency = getattr(command, "currency", None)
+    if currency is not None and currency not in EXPONENTS:
         raise InvalidCommand("currency is not an active ISO 4217 currency code")
     if (getattr(command, "amount", None) or 0) < 0:
         raise InvalidCommand("amount must not be negative")
@@ -270,6 +271,12 @@ def _change(turn: Turn, command: ChangeAccount) -> Outcome:
     before = turn.account
     if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
+    if (
+        command.limit is not None
+        and command.currency
+        and (refused := _decimals(turn, before, command, "limit"))
+    ):
+        return refused
     account = replace(
         before,
         limit=before.limit if command.limit is None else command.limit,
@@ -285,19 +292,28 @@ def _pay(turn: Turn, command: PayAccount) -> Outcome:
     before = turn.account
     if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
-    decimals = exponent_of(before.currency)
-    if exponent_of(command.currency) != decimals:
-        return turn.refuse(
-            400,
-            f"amount must have exactly {decimals} decimals: the account is in {before.currency}",
-            response_code=code.INVALID_AMOUNT,
-        )
+    if refused := _decimals(turn, before, command, "amount"):
+        return refused
     if command.amount == 0:
         return turn.refuse(400, "amount must be more than zero", response_code=code.INVALID_AMOUNT)
     account = replace(before, posted=before.posted - command.amount, version=before.version + 1)
     turn.account = account
     turn.events.append(AccountPaid(**_about(turn, account), amount=command.amount))
     return _account_answer(turn, account)
+
+
+def _decimals(
+    turn: Turn, account: Account, command: ChangeAccount | PayAccount, field: str
+) -> Outcome | None:
+    """The refusal of an amount that was read with other decimals than the account's currency has."""
+    decimals = exponent_of(account.currency)
+    if command.currency is None or exponent_of(command.currency) == decimals:
+        return None
+    return turn.refuse(
+        400,
+        f"{field} must have exactly {decimals} decimals: the account is in {account.currency}",
+        response_code=code.INVALID_AMOUNT,
+    )
 
 
 def _about(turn: Turn, account: Account) -> dict[str, Any]:

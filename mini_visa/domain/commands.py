@@ -63,6 +63,8 @@ class OpenAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="o
 class ChangeAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="change_account/1"):
     limit: Amount | None = None
     status: AccountStatus | None = None
+    currency: Text | None = None
+    """What `limit` is in, as far as the gateway knew. None: without a limit, or of an older gateway."""
 
 
 class PayAccount(Command, frozen=True, kw_only=True, omit_defaults=True, tag="pay_account/1"):

@@ -29,9 +29,15 @@ async def change_account(call: Call) -> Command:
     if limit is None and status is None:
         raise bad_input(FieldError("limit", "or status is required: there is nothing to change"))
     account = call.gateway.account_id(call.path["account_id"])
-    if limit is not None:
-        limit = money(limit, await call.gateway.exponent_of(account), "limit")
-    return ChangeAccount(**call.envelope(account), limit=limit, status=status)
+    if limit is None:
+        return ChangeAccount(**call.envelope(account), status=status)
+    currency = await call.gateway.currency_of(account, limit)
+    return ChangeAccount(
+        **call.envelope(account),
+        limit=money(limit, exponent_of(currency), "limit"),
+        status=status,
+        currency=currency,
+    )
 
 
 async def pay_account(call: Call) -> Command:
