@@ -31,7 +31,7 @@ from tests.faults.client import Client
 ROOT: Final = Path(__file__).parents[2]
 WORKERS: Final = ("risk", "authorization", "ledger", "clearing", "reversal", "connector", "projection")
 STATEFUL: Final = ("kafka", "postgresql", "clearing-house", *WORKERS)
-PARTITIONS: Final = 4
+PARTITIONS: Final = 2
 SESSION_S: Final = 15
 SHOPPERS: Final = 3
 READY_S: Final = 300
