@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mini_visa.errors import UserError
@@ -139,13 +139,20 @@ class Database:
                 "synchronous_commit": "off",
                 "default_transaction_read_only": "off" if self.write else "on",
             }
-            return create_async_engine(
+            engine = create_async_engine(
                 self.url,
-                pool_pre_ping=not self.write,
                 connect_args={"server_settings": session, "timeout": 5.0, "command_timeout": 60.0},
                 isolation_level="READ COMMITTED" if self.write else "AUTOCOMMIT",
                 **pool,
             )
+
+            @sa.event.listens_for(engine.sync_engine, "checkout")
+            def _taken(connection: Any, _record: Any, _proxy: Any) -> None:
+                # Without asking the server, as `pool_pre_ping` does: that took a gateway as long as a query.
+                if connection.driver_connection.is_closed():
+                    raise InvalidatePoolError("the server has closed its connections")
+
+            return engine
         engine = create_async_engine(
             self.url,
             connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000},
