@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mini_visa import topics
 from tests.bench.ground import Ground
-from tests.bench.processes import Watched
+from tests.bench.processes import Watched, wait_until
 from tests.bench.report import Figure, Result, console
 from tests.bench.restore import ACQUIRED
 from tests.bench.services import EVENT_TIME_BACK_MS, RUN_TIMEOUT_S, Tally, process
