@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from mini_visa.streams.table import AnyTable, Store, Table, TableView, Writes
+from mini_visa.streams.table import AnyTable, Store, Table, TableView, Writes, cache_rows
 from mini_visa.streams.topic import AnyTopic, Topic, partition_of
 
 M = TypeVar("M")
@@ -169,7 +169,8 @@ class Execution:
         self.partition_time = partition_time
         self._dead_letters = dead_letters
         self._writes = Writes()
-        self._views = {table: TableView(table, store, self._writes) for table in processor.tables}
+        rows_max = cache_rows(partition_counts.get(processor.source.name, 1))
+        self._views = {table: TableView(table, store, self._writes, rows_max) for table in processor.tables}
         self._routes: dict[AnyTopic, Route] = {
             sink: (sink.name, sink.encode, partition_counts[sink.name], sink.key == processor.source.key)
             for sink in processor.sinks

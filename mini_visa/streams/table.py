@@ -14,8 +14,17 @@ import msgspec
 V = TypeVar("V")
 
 SEPARATOR: Final = b"\x00"
-CACHE_ROWS_MAX: Final = 10_000
-"""Decoded rows kept per table and partition. A bound on memory, never on correctness."""
+CACHE_ROWS_MAX: Final = 40_000
+"""Decoded rows of a table over all partitions of the source, which one worker may have. A bound on memory,
+never on correctness."""
+CACHE_ROWS_OF_PARTITION: Final = (1_000, 10_000)
+"""And of a partition at least and at most."""
+
+
+def cache_rows(partitions: int) -> int:
+    """Decoded rows that a table keeps of each of `partitions`."""
+    least, most = CACHE_ROWS_OF_PARTITION
+    return max(least, min(most, CACHE_ROWS_MAX // partitions))
 
 
 class UnknownRowVersion(ValueError):
@@ -118,10 +127,11 @@ class TableView(Generic[V]):
     """One table of one partition inside a batch: rows known from the batch and from batches before it, over
     the store below."""
 
-    __slots__ = ("_dirty", "_rows", "_store", "_writes", "prefix", "table")
+    __slots__ = ("_dirty", "_rows", "_rows_max", "_store", "_writes", "prefix", "table")
 
-    def __init__(self, table: Table[V], store: Store, writes: Writes) -> None:
+    def __init__(self, table: Table[V], store: Store, writes: Writes, rows_max: int = cache_rows(1)) -> None:
         self.table = table
+        self._rows_max = rows_max
         self.prefix = table.name.encode() + SEPARATOR
         self._writes = writes
         self._rows: dict[bytes, V | None] = {}
@@ -213,6 +223,6 @@ class TableView(Generic[V]):
         """The store now holds the batch's writes."""
         self._dirty.clear()
         rows = self._rows
-        if len(rows) > CACHE_ROWS_MAX:
-            for old in list(rows)[: len(rows) - CACHE_ROWS_MAX * 9 // 10]:
+        if len(rows) > self._rows_max:
+            for old in list(rows)[: len(rows) - self._rows_max * 9 // 10]:
                 del rows[old]

@@ -7,7 +7,7 @@ import pytest
 from counting import ITEMS, NOTES, REPLIES, ROWS, SEEN, Item, Row, count
 
 from mini_visa.streams.processor import Context, Execution, Processor, Record
-from mini_visa.streams.table import TableView, UnknownRowVersion, Writes, after, versioned
+from mini_visa.streams.table import TableView, UnknownRowVersion, Writes, after, cache_rows, versioned
 from mini_visa.streams.testing import Driver, MemoryStore
 from mini_visa.streams.topic import partition_of
 
@@ -166,13 +166,17 @@ def test_a_range_ends_with_its_prefix_and_with_its_table() -> None:
 
 
 def test_rows_that_leave_the_cache_come_back_from_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mini_visa.streams.table.CACHE_ROWS_MAX", 10)
+    monkeypatch.setattr("mini_visa.streams.processor.cache_rows", lambda partitions: 10)
     driver = Driver(count)
     for turn in range(2):
         for number in range(40):
             driver.send(Item(number), key=b"key-%d" % number)
         assert len(driver.execution.view(ROWS)._rows) <= 11
         assert all(row.count == turn + 1 for row in driver.rows(ROWS).values())
+
+
+def test_a_worker_with_many_partitions_keeps_few_rows_of_each() -> None:
+    assert [cache_rows(partitions) for partitions in (1, 4, 24, 64)] == [10_000, 10_000, 1_666, 1_000]
 
 
 def test_a_row_of_a_newer_program_is_refused_and_one_of_an_older_is_read() -> None:
