@@ -113,7 +113,8 @@ def read_results() -> dict[str, Result]:
     found = {}
     for path in sorted(REPORTS.glob("*.json")):
         kept = json.loads(path.read_text())
-        kept.pop("machine")
+        if kept.pop("machine", None) is None:
+            continue  # of another tool
         kept["figures"] = [Figure(f["name"], f["unit"], tuple(f["values"])) for f in kept["figures"]]
         found[path.stem] = Result(**kept)
     return found
