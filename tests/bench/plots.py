@@ -53,7 +53,7 @@ def _bars(axes: Axes, figures: list[tuple[str, Figure]]) -> None:
         axes.vlines(place, min(figure.values), max(figure.values), color="black", linewidth=1)
         axes.annotate(
             f"{figure.median:,.0f}",
-            (place, figure.median),
+            (place, max(figure.values)),
             textcoords="offset points",
             xytext=(0, 4),
             ha="center",
