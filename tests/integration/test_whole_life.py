@@ -54,7 +54,7 @@ DAY_MS = 86_400_000
 FUEL_HOLD_S = 1.0
 DEADLINE_S = 10 * 86_400
 """Of clearing: longer than any life here."""
-PARTITIONS = 4
+PARTITIONS = 2
 AT_ONCE = 12
 
 

@@ -77,7 +77,7 @@ async def test_a_newcomer_creates_the_topics_and_the_doctor_is_content(shell):
     assert {change["action"] for change in created} == {"created"}
     assert shell("topics", "apply") == "All topics are as they should be.\n"
     listed = {topic["name"]: topic for topic in json.loads(shell("topics", "list", "--json"))}
-    assert listed["payment.events"]["partitions"] == 4
+    assert listed["payment.events"]["partitions"] == 2
     assert "for ever" in shell("topics", "list")
     checks = {check["subject"]: check for check in json.loads(shell("doctor", "--json"))}
     assert checks["topics"]["verdict"] == checks["dead letters"]["verdict"] == "OK"

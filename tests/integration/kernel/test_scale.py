@@ -100,9 +100,9 @@ async def test_a_partition_with_nearly_all_the_load_does_not_hold_up_the_others(
     batches = await all_commits(laboratory)
     hot = batches.pop(0)
     assert len(hot) >= 90
-    middle = hot[len(hot) // 2].time_s
     for partition, each in batches.items():
-        assert each[-1].time_s < middle, f"partition {partition} waited for the busy one"
+        between = [batch for batch in hot if each[0].time_s < batch.time_s < each[-1].time_s]
+        assert len(between) <= 10 * len(each), f"partition {partition} waited for the busy one"
 
 
 @pytest.mark.slow
