@@ -101,8 +101,9 @@ async def test_a_partition_with_nearly_all_the_load_does_not_hold_up_the_others(
     hot = batches.pop(0)
     assert len(hot) >= 90
     for partition, each in batches.items():
-        between = [batch for batch in hot if each[0].time_s < batch.time_s < each[-1].time_s]
-        assert len(between) <= 10 * len(each), f"partition {partition} waited for the busy one"
+        first, *_, third = each[:3]  # 250 records are three batches; the last one may only tell an offset
+        between = sum(first.time_s < batch.time_s < third.time_s for batch in hot)
+        assert between <= 20, f"partition {partition} waited for {between} batches of the busy one"
 
 
 @pytest.mark.slow
