@@ -130,6 +130,9 @@ class Fold:
         self.subject_events = 0
         self.offset = -1
         self.at = 0
+        """Of the subject's last event."""
+        self.account_offset = -1
+        """Of the account's last event: another payment of it may have moved on."""
         self.checked = ["its own events"]
         self.skipped: list[str] = []
         self.differences: list[str] = []
@@ -141,6 +144,7 @@ class Fold:
         if not self.payment_id or about == self.payment_id:
             self.subject_events += 1
             self.offset, self.at = offset, fact.at
+        self.account_offset = offset
         if payment is not None:
             self.payments[payment.payment_id] = payment
         if not isinstance(fact, events.AccountEvent):
@@ -197,15 +201,15 @@ async def _compare_read_model(settings: Settings, partition: int, fold: Fold) ->
     """At the same event: the read model is asked for the account as it was after `fold`'s last one."""
     async with await ReadModel.open(settings.model_copy(update={"database_migrate": False})) as read_model:
         give_up_at = time.monotonic() + READ_MODEL_WAIT_S
-        while not await _has(read_model, partition, fold.offset):
+        while not await _has(read_model, partition, fold.account_offset):
             if time.monotonic() > give_up_at:
                 fold.skipped.append("the read model: it has not got that far; is the projection running?")
                 return
             await asyncio.sleep(0.05)
-        account = await read_model.account_after(fold.account_id, partition, fold.offset)
+        account = await read_model.account_after(fold.account_id, partition, fold.account_offset)
         wanted = [fold.payment_id] if fold.payment_id else list(fold.payments)[-PAYMENTS_COMPARED_MAX:]
         found = {
-            payment_id: await read_model.payment_after(payment_id, partition, fold.offset)
+            payment_id: await read_model.payment_after(payment_id, partition, fold.account_offset)
             for payment_id in wanted
         }
     fold.compare("the read model", account, found)
