@@ -271,11 +271,7 @@ def _change(turn: Turn, command: ChangeAccount) -> Outcome:
     before = turn.account
     if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
-    if (
-        command.limit is not None
-        and command.currency
-        and (refused := _decimals(turn, before, command, "limit"))
-    ):
+    if command.limit is not None and (refused := _decimals(turn, before, command, "limit")):
         return refused
     account = replace(
         before,

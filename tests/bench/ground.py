@@ -41,7 +41,7 @@ class Ground:
         try:
             self._broker.start()
         except BaseException:
-            shutil.rmtree(self.home, ignore_errors=True)
+            self._clear()
             raise
         return self
 
@@ -49,6 +49,9 @@ class Ground:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._broker.stop()
+        self._clear()
+
+    def _clear(self) -> None:
         os.sched_setaffinity(0, self._cores)
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -77,7 +80,9 @@ class Ground:
         ]
         await apply_topics(settings, wanted)
 
-    def worker(self, service: str, *, core: int | None = TEST_CORE, **environment: str) -> Watched:
+    def worker(
+        self, service: str, *, core: int | None = TEST_CORE, name: str = "", **environment: str
+    ) -> Watched:
         """A worker of `service`, to be entered: `with ground.worker("risk") as worker`. Its ticks are off:
         each of them would be a record more than was put in. A machine that is busy with others may slow a
         transaction down, and not end the run."""
@@ -89,7 +94,7 @@ class Ground:
         }
         return Watched(
             python(str(Path(__file__).with_name("worker.py")), service),
-            log=self.home / "logs" / f"{service}.log",
+            log=self.home / "logs" / f"{name or service}.log",
             env=self.environment(**settings),
             core=core,
         )

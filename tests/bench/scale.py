@@ -16,7 +16,7 @@ from tests.bench.ground import Ground
 from tests.bench.processes import Watched, wait_until
 from tests.bench.report import Figure, Result, console
 from tests.bench.restore import ACQUIRED
-from tests.bench.services import EVENT_TIME_BACK_MS, RUN_TIMEOUT_S, Tally, process
+from tests.bench.services import EVENT_TIME_BACK_MS, RUN_TIMEOUT_S, Tally, check_counts, process
 from tests.bench.topiclog import Progress, ends, preload, read_all
 from tests.bench.workload import Workload
 
@@ -84,17 +84,14 @@ async def _run(partitions: int, workers: int, records: int) -> tuple[float, floa
             cpu_us = (cpu_s() - began_s) / records * 1e6
             rss_mib = sum(worker.rss_peak_mib for worker in running)
         tally = Tally(SERVICE)
-        await read_all(ground.bootstrap, sink, tally, start=before)
-        if len(tally.request_ids) != records:
-            raise RuntimeError(f"{len(tally.request_ids)} requests decided of {records}")
+        check_counts(await read_all(ground.bootstrap, sink, tally, start=before), tally, records)
     return cpu_us, rss_mib
 
 
 def _worker(ground: Ground, number: int) -> Watched:
-    home = {"MINI_VISA_HOME": str(ground.home / f"home-{number}")} if number else {}
-    worker = ground.worker(SERVICE, MINI_VISA_INSTANCE=f"{SERVICE}-{number}", **home)
-    worker.log = worker.log.with_name(f"{SERVICE}-{number}.log")
-    return worker
+    name = f"{SERVICE}-{number}"
+    home = {"MINI_VISA_HOME": str(ground.home / name)} if number else {}
+    return ground.worker(SERVICE, name=name, MINI_VISA_INSTANCE=name, **home)
 
 
 def _shared_out(running: Sequence[Watched], partitions: int) -> bool:

@@ -125,7 +125,7 @@ async def _run(ground: Ground, service: str, load: Workload, *, records: int, ho
         cpu_s = worker.cpu_s
     tally = Tally(service)
     found = await read_all(ground.bootstrap, sink.name, tally, start=before)
-    _check(found, tally, records)
+    check_counts(found, tally, records)
     return Run(
         records=records,
         seconds=found.seconds,
@@ -178,7 +178,7 @@ class Tally:
         return True
 
 
-def _check(found: Appended, tally: Tally, records: int) -> None:
+def check_counts(found: Appended, tally: Tally, records: int) -> None:
     if found.records != records or len(tally.request_ids) != records:
         raise RuntimeError(
             f"{records} records in, {found.records} out about {len(tally.request_ids)} requests: "
