@@ -38,7 +38,7 @@ from mini_visa.domain.events import (
     RequestCancelled,
 )
 from mini_visa.domain.ids import InvalidId, check_account_id
-from mini_visa.domain.money import EXPONENTS, exponent_of
+from mini_visa.domain.money import EXPONENTS
 from mini_visa.domain.payment import Account, Payment
 from mini_visa.domain.records import ATTEMPTS_MAX, Records, StoredRequest
 from mini_visa.domain.terms import DEFAULT_TERMS, Terms
@@ -271,7 +271,7 @@ def _change(turn: Turn, command: ChangeAccount) -> Outcome:
     before = turn.account
     if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
-    if command.limit is not None and (refused := _decimals(turn, before, command, "limit")):
+    if command.limit is not None and (refused := turn.check_decimals(before, command.currency, "limit")):
         return refused
     account = replace(
         before,
@@ -288,7 +288,7 @@ def _pay(turn: Turn, command: PayAccount) -> Outcome:
     before = turn.account
     if before is None or (command.own and before.client != command.client):
         return _no_account(turn, command)
-    if refused := _decimals(turn, before, command, "amount"):
+    if refused := turn.check_decimals(before, command.currency):
         return refused
     if command.amount == 0:
         return turn.refuse(400, "amount must be more than zero", response_code=code.INVALID_AMOUNT)
@@ -296,20 +296,6 @@ def _pay(turn: Turn, command: PayAccount) -> Outcome:
     turn.account = account
     turn.events.append(AccountPaid(**_about(turn, account), amount=command.amount))
     return _account_answer(turn, account)
-
-
-def _decimals(
-    turn: Turn, account: Account, command: ChangeAccount | PayAccount, field: str
-) -> Outcome | None:
-    """The refusal of an amount that was read with other decimals than the account's currency has."""
-    decimals = exponent_of(account.currency)
-    if command.currency is None or exponent_of(command.currency) == decimals:
-        return None
-    return turn.refuse(
-        400,
-        f"{field} must have exactly {decimals} decimals: the account is in {account.currency}",
-        response_code=code.INVALID_AMOUNT,
-    )
 
 
 def _about(turn: Turn, account: Account) -> dict[str, Any]:

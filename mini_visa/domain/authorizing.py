@@ -21,7 +21,6 @@ from mini_visa.domain.events import (
 )
 from mini_visa.domain.ids import authorization_code, payment_id
 from mini_visa.domain.lifecycle import Operation, allows
-from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import (
     NO_TIME,
     Account,
@@ -87,14 +86,8 @@ def authorize(turn: Turn, command: Authorize) -> Outcome:
     account = turn.account
     if account is None:
         return _decline_unknown_card(turn, command)
-    if not command.currency_given and command.currency != account.currency:
-        decimals = exponent_of(account.currency)
-        if exponent_of(command.currency) != decimals:
-            return turn.refuse(
-                400,
-                f"amount must have exactly {decimals} decimals: the account is in {account.currency}",
-                response_code=code.INVALID_AMOUNT,
-            )
+    if not command.currency_given and (refused := turn.check_decimals(account, command.currency)):
+        return refused
     response_code = _decline_of(account, command, turn.at)
     approved = command.amount
     if command.advice_until and command.currency == account.currency:

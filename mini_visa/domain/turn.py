@@ -186,6 +186,20 @@ class Turn:
             ),
         )
 
+    def check_decimals(self, account: Account, currency: str | None, field: str = "amount") -> Outcome | None:
+        """The refusal of a `field` that was read in another number of decimals than the account's currency
+        has, or None. `currency`: what the gateway read it in; None: it did not say."""
+        if currency is None or currency == account.currency:
+            return None
+        decimals = exponent_of(account.currency)
+        if exponent_of(currency) == decimals:
+            return None
+        return self.refuse(
+            400,
+            f"{field} must have exactly {decimals} decimals: the account is in {account.currency}",
+            response_code="13",
+        )
+
     def refuse_amount(self, payment: Payment, reason: str) -> Outcome:
         return self.refuse(400, reason, payment=payment, response_code="13")
 
