@@ -107,13 +107,23 @@ class Front:
         say(f"{what}: {'; '.join(counts)}; {len(self.failures) - failed} failed")
 
 
-def program(code: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+def environment_of(code: Path, home: Path) -> dict[str, str]:
+    """Both versions are told how many partitions there are: what they take when they are not is their own."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(code),
+        "MINI_VISA_HOME": str(home),
+        "MINI_VISA_PARTITIONS": str(Settings().partitions),
+    }
+
+
+def program(code: Path, home: Path, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
     """`mini-visa ARGUMENTS` of the version in the folder `code`."""
-    log = Path(environment["MINI_VISA_HOME"]).parent / f"{code.name}-{'-'.join(arguments)}.log"
+    log = home.parent / f"{code.name}-{'-'.join(arguments)}.log"
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "mini_visa.cli", *arguments],
-            env={**os.environ, "PYTHONPATH": str(code), "MINI_VISA_GATEWAY_DEADLINE_S": "20", **environment},
+            env={**environment_of(code, home), "MINI_VISA_GATEWAY_DEADLINE_S": "20", **environment},
             cwd=code,
             stdout=output,
             stderr=output,
@@ -143,7 +153,7 @@ def stop(process: subprocess.Popen[bytes]) -> int:
 def ask(code: Path, home: Path, *arguments: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "mini_visa.cli", *arguments, "--json"],
-        env={**os.environ, "PYTHONPATH": str(code), "MINI_VISA_HOME": str(home)},
+        env=environment_of(code, home),
         cwd=code,
         capture_output=True,
         text=True,
@@ -157,7 +167,7 @@ async def exercise(old: Path, new: Path, folder: Path) -> bool:
     for jars in (Settings().home / "broker").glob("libs-*"):
         if jars.is_dir():
             (home / "broker" / jars.name).symlink_to(jars)
-    system = program(old, "up", MINI_VISA_HOME=str(home), MINI_VISA_GATEWAY_PORT="0")
+    system = program(old, home, "up", MINI_VISA_GATEWAY_PORT="0")
     try:
         state = await _started(home, system)
         return await _exercise(old, new, folder, state)
@@ -197,8 +207,8 @@ async def _exercise(old: Path, new: Path, folder: Path, state: Running) -> bool:
         port = free_port()
         canary = program(
             new,
+            home,
             "gateway",
-            MINI_VISA_HOME=str(home),
             MINI_VISA_GATEWAY_PORT=str(port),
             MINI_VISA_GATEWAY_ID="1",
         )
@@ -214,9 +224,9 @@ async def _exercise(old: Path, new: Path, folder: Path, state: Running) -> bool:
         probe = free_port()
         worker = program(
             new,
+            folder / "canary",
             "worker",
             "authorization",
-            MINI_VISA_HOME=str(folder / "canary"),
             MINI_VISA_BROKER=state.broker,
             MINI_VISA_INSTANCE="canary",
             MINI_VISA_WEB_PORT=str(probe),

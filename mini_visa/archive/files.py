@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -143,7 +144,7 @@ def frames_of(folder: Path, partition: Partition) -> Iterator[Frame]:
                 while size := packed.read(4):
                     yield decode(_exactly(packed, int.from_bytes(size, "big")))
                     count += 1
-        except (OSError, EOFError, msgspec.DecodeError) as error:
+        except (OSError, EOFError, zlib.error, msgspec.DecodeError) as error:
             raise ArchiveUnusable(f"{folder / piece.name} is damaged: {error}") from None
         if count != piece.records:
             raise ArchiveUnusable(f"{folder / piece.name} has {count} records instead of {piece.records}")

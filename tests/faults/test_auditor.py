@@ -181,15 +181,17 @@ def promise_no_hold(data: Copy) -> None:
             line["status"] = 504
 
 
-def a_read(data: Copy, path: str, least: int = 1) -> dict[str, Any]:
-    """The last answer to a reader with a token whose answer has `least` events."""
+def a_read(
+    data: Copy, path: str, fits: Callable[[dict[str, Any]], bool] = lambda line: True
+) -> dict[str, Any]:
+    """The last answer that `fits` to a reader with a token."""
     return next(
         line
         for line in reversed(data.lines)
         if line.get("path", "").startswith(path)
         and line.get("wants")
         and line["status"] == 200
-        and len(line["shows"].get("events", "x")) >= least
+        and fits(line)
     )
 
 
@@ -199,7 +201,11 @@ def show_another_amount(data: Copy) -> None:
 
 
 def show_it_as_it_was_before(data: Copy) -> None:
-    a_read(data, "/payments/", 2)["shows"]["events"].pop()
+    def wants_all_of_several(line: dict[str, Any]) -> bool:
+        events, wants = line["shows"]["events"], [int(part) for part in line["wants"].split(":")]
+        return len(events) > 1 and events[-1][0] == wants[0] and events[-1][1] <= wants[1]
+
+    a_read(data, "/payments/", wants_all_of_several)["shows"]["events"].pop()
 
 
 def show_another_balance(data: Copy) -> None:
