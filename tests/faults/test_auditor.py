@@ -213,6 +213,18 @@ def show_another_balance(data: Copy) -> None:
     shows["held"], shows["posted"] = shows["held"] + "1", shows["posted"] + "1"
 
 
+def held_since(data: Copy, line: dict[str, Any]) -> list[int]:
+    """What the account of a read has had on hold since what its token stands for."""
+    partition, position = (int(part) for part in line["wants"].split(":"))
+    states = [
+        (record.offset, message["account"].get("held", 0))
+        for record in data.topics["payment.events"][partition]
+        if (message := message_of(record)).get("account", {}).get("account_id") == line["account"]
+    ]
+    told = sum(offset <= position for offset, _ in states)
+    return [held for _, held in states[max(0, told - 1) :]]
+
+
 def show_the_account_as_it_was_before(data: Copy) -> None:
     """What a reader was shown at first, to the one who looks last."""
     first: dict[str, dict[str, Any]] = {}
@@ -223,6 +235,7 @@ def show_the_account_as_it_was_before(data: Copy) -> None:
                 line["wants"]
                 and was["held"] != line["shows"]["held"]
                 and was["posted"] == line["shows"]["posted"]
+                and int(was["held"].replace(".", "")) not in held_since(data, line)
             ):
                 line["shows"] = was
                 return
