@@ -267,12 +267,13 @@ def skip_a_status(data: Copy) -> None:
 
 
 def decline_what_was_there(data: Copy) -> None:
+    """An amount below whatever the account had, which may be nothing."""
     data.change(
         "payment.events",
         of("payment_declined"),
         lambda e: (
             e.update(response_code="51"),
-            e["payment"].update(amount=1, response_code="51", verdict={}),
+            e["payment"].update(amount=-(10**12), response_code="51", verdict={}),
         ),
     )
 
