@@ -61,7 +61,7 @@ class GatewayClient:
             reason = getattr(failure, "reason", failure)
             raise Unreachable(
                 f"No gateway answers at {self.url} ({reason}). Start one with `mini-visa up`, "
-                "or name another with --url."
+                "or name another with --url or MINI_VISA_URL."
             ) from None
 
 

@@ -18,10 +18,17 @@ from rich.table import Table
 from mini_visa.settings import settings
 
 WIDTH_OF_A_PIPE = 200
-DEFAULT_URL = "http://127.0.0.1:8080"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-Url = Annotated[str, typer.Option(help="The gateway's address.", envvar="MINI_VISA_URL")]
+Url = Annotated[
+    str,
+    typer.Option(
+        help="The gateway's address. Default: that of the system which runs in MINI_VISA_HOME, else of "
+        "MINI_VISA_GATEWAY_HOST and MINI_VISA_GATEWAY_PORT.",
+        envvar="MINI_VISA_URL",
+        show_envvar=True,
+    ),
+]
 ApiKey = Annotated[
     str,
     typer.Option(
@@ -101,7 +108,18 @@ def reading_bar(quiet: bool) -> Iterator[Callable[[int, int], None]]:
 def gateway_at(url: str, api_key: str) -> Any:
     from mini_visa.http_client import GatewayClient
 
-    return GatewayClient(url, api_key)
+    return GatewayClient(url or _gateway_here(), api_key)
+
+
+def _gateway_here() -> str:
+    """Where the gateway of this home is, or would be."""
+    from mini_visa.supervisor.lock import running
+
+    chosen = settings()
+    if system := running(chosen.home):
+        return system.gateway_url
+    host = f"[{chosen.gateway_host}]" if ":" in chosen.gateway_host else chosen.gateway_host
+    return f"http://{host}:{chosen.gateway_port}"
 
 
 def new_request_id() -> str:

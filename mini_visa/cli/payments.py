@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 from mini_visa.cli.common import (
-    DEFAULT_URL,
     ApiKey,
     Json,
     Pan,
@@ -41,7 +40,7 @@ def authorize(
         bool, typer.Option("--partial-approval", help="Approve what is available if it is less.")
     ] = False,
     request_id: RequestId = "",
-    url: Url = DEFAULT_URL,
+    url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:
@@ -66,7 +65,7 @@ def load(
     rate: Annotated[float, typer.Option(min=0.1, max=100_000, help="Authorizations a second.")] = 50.0,
     seconds: Annotated[float, typer.Option(min=0, help="How long. 0: until Ctrl-C.")] = 60.0,
     cards: Annotated[int, typer.Option(min=1, max=100_000, help="Accounts to open and use.")] = 100,
-    url: Url = DEFAULT_URL,
+    url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:
@@ -92,7 +91,7 @@ def load(
 @commands.command("show")
 def payments_show(
     payment_id: Annotated[str, typer.Argument(help="Such as pay_...")],
-    url: Url = DEFAULT_URL,
+    url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:
@@ -108,7 +107,7 @@ def accounts_open(
     currency: Annotated[str, typer.Option(help="ISO 4217. Default: the gateway's.")] = "",
     expiry: Annotated[str, typer.Option(help="Of the card, YYYY-MM.")] = "",
     request_id: RequestId = "",
-    url: Url = DEFAULT_URL,
+    url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:
@@ -125,7 +124,7 @@ def accounts_open(
 
 
 @account_commands.command("open-test-cards")
-def accounts_open_test_cards(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: Json = False) -> None:
+def accounts_open_test_cards(url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
     """Open an account for each of the usual test cards, as `mini-visa demo` does. Again: does nothing."""
     from mini_visa.demo.cards import TEST_CARD_LIMIT, TEST_CARDS
     from mini_visa.http_client import Refused
@@ -147,7 +146,7 @@ def accounts_open_test_cards(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_js
 @account_commands.command("show")
 def accounts_show(
     account_id: Annotated[str, typer.Argument(help="Such as tok_...")],
-    url: Url = DEFAULT_URL,
+    url: Url = "",
     api_key: ApiKey = "",
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from mini_visa.cli.common import (
-    DEFAULT_URL,
     ApiKey,
     Json,
     Url,
@@ -27,7 +26,7 @@ commands = typer.Typer(no_args_is_help=True, help="Risk rules.")
 
 
 @commands.command("list")
-def rules_list(url: Url = DEFAULT_URL, api_key: ApiKey = "", as_json: Json = False) -> None:
+def rules_list(url: Url = "", api_key: ApiKey = "", as_json: Json = False) -> None:
     """The risk rules in force."""
     found = gateway_at(url, api_key).get("/rules")["items"]
     if as_json:

@@ -33,9 +33,11 @@ LOG_ERROR: Final = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b|^Traceback|Unhandled 
 SLOW_MACHINE: Final = re.compile(
     r"EventPerformanceMonitor|processExpiredBrokerHeartbeat: .* overloaded"
     r"|fetcher: Failed fetch offsets from .* NotLeaderForPartitionError"
+    r"|ControllerApis: .* Unexpected error handling request RequestHeader\(apiKey=CONTROLLER_REGISTRATION,"
 )
 """What Kafka and its client call an error and is none: one of its threads waited for a CPU for two seconds;
-the broker does not know yet that it leads a partition that was just made, and is asked again."""
+the broker does not know yet that it leads a partition that was just made, and is asked again; a controller
+that starts registers some milliseconds before it is the active one, and tries again."""
 
 
 @dataclass

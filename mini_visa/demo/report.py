@@ -135,6 +135,7 @@ class Report:
                 name = NAMES.get(code, "declined")
                 table.add_row(f"{name} {code}", f"{codes[code]:,}", TEXTS.get(code, ""))
         table.add_section()
+        table.add_row("in the ledger", "", "of all runs in this home")
         for what, count in self._life().items():
             table.add_row(what, f"{count:,}", "")
         console.print(table)

@@ -120,7 +120,8 @@ def run(
 ) -> int:
     """The process's exit code. Raises `UserError` with one message that says what to do.
 
-    With `once` everything runs in a new home, HOME/runs/demo-N, which is removed when all adds up.
+    With `once` everything runs in a new home, HOME/runs/demo-N, which is removed when all adds up; without,
+    it goes on until Ctrl-C. Either way it is 0 when all adds up.
     """
     demo = Demo(settings, once, payments, seed, connections, as_json, conduct)
     try:
@@ -154,11 +155,16 @@ async def _run(demo: Demo) -> int:
             if not demo.once:
                 report.show(demo.console)
                 _print_json(demo, report)
+                if not report.passed:
+                    demo.console.print(
+                        f"\nSomething does not add up: see above, and {system.settings.logs}.",
+                        style="bold red",
+                    )
                 demo.console.print(f"\nReady for yours: {system.gateway_url}/docs. Ctrl-C stops everything.")
                 await first_of(asyncio.ensure_future(stop.wait()), system.failure)
                 if system.failure.done():
                     system.failure.result()
-                return 0
+                return 0 if report.passed else EXIT_FAILED
         # Everything has stopped: what is left over can be seen now.
         if system.killed:
             demo.console.print(f"Killed, for they did not stop in time: {', '.join(system.killed)}")
@@ -372,7 +378,8 @@ def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int
     if not console.is_terminal:
         begun = time.monotonic()
         yield lambda _: None
-        console.print(f"{what}: {total:,} in {time.monotonic() - begun:.1f} s")
+        count = f"{total:,} in " if total > 1 else ""
+        console.print(f"{what}: {count}{time.monotonic() - begun:.1f} s")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:

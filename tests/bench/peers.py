@@ -23,6 +23,9 @@ SCRIPTS = ("w1/run.sh", "common/broker.sh", "setup.sh")
 BROKER = "127.0.0.1:19192"
 """Where the harness's own broker listens."""
 OURS = "mini-visa"
+RATE_MIN = 1_000
+"""Records/s. The harness ends a run of a peer that is slower than this; its own limit, 400 s, is too short for
+Faust and 1,500,000 records."""
 
 
 class NoHarness(Exception):
@@ -73,6 +76,7 @@ class Harness:
                 N=str(records),
                 REPS=str(reps),
                 OUT=str(out),
+                RUN_TIMEOUT=os.environ.get("RUN_TIMEOUT", str(max(400, records // RATE_MIN))),
             )
         finally:
             if not ran_before:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import pytest
 from mini_visa import cli
 from mini_visa.demo.cards import TEST_CARDS
 from mini_visa.settings import settings
+from mini_visa.supervisor.lock import Running
 
 ROOT = Path(__file__).parents[2]
 PAN = "4111111111111111"
@@ -290,6 +293,18 @@ class TestGatewayCommands:
         ran = run("accounts", "show", "tok_1", "--url", "http://127.0.0.1:1")
         assert ran.code == 1
         assert "`mini-visa up`" in ran.err and ran.err.count("\n") == 1
+
+    def test_the_gateway_of_this_home_needs_no_address(self, run, gateway, tmp_path):
+        url, calls = gateway
+        port = url.rpartition(":")[2]
+        assert run("payments", "show", "pay_1", MINI_VISA_GATEWAY_PORT=port).code == 0
+        running = Running(supervisor=os.getpid(), gateway_url=url, broker="", started_at="")
+        (tmp_path / "running.json").write_text(json.dumps(asdict(running)))
+        elsewhere = {"MINI_VISA_HOME": str(tmp_path), "MINI_VISA_GATEWAY_PORT": "1"}
+        assert run("payments", "show", "pay_1", **elsewhere).code == 0
+        assert len(calls) == 2
+        refused = run("payments", "show", "pay_1", "--url", "http://127.0.0.1:1", **elsewhere)
+        assert refused.code == 1 and "MINI_VISA_URL" in refused.err
 
     @pytest.mark.parametrize("wrong", ["../secrets", "a b", "a?b", ""])
     def test_an_id_that_cannot_be_one_is_not_sent(self, run, gateway, wrong):

@@ -172,6 +172,11 @@ def test_a_card_number_across_two_blocks_of_a_file_is_found(tmp_path, monkeypatc
     assert check.offenders == [f"a.log: {PAN[:6]}...{PAN[-4:]}"]
 
 
+CONTROLLER = (
+    "ControllerApis: [ControllerApis nodeId=1] Unexpected error handling request RequestHeader(apiKey="
+)
+
+
 @pytest.mark.parametrize(
     ("line", "bad"),
     [
@@ -183,6 +188,8 @@ def test_a_card_number_across_two_blocks_of_a_file_is_found(tmp_path, monkeypatc
         ("[2026-01-01] ERROR EventPerformanceMonitor: Exceptionally slow controller event", False),
         ("x ERROR   fetcher: Failed fetch offsets from 1: [Error 6] NotLeaderForPartitionError: y", False),
         ("x ERROR   fetcher: Failed fetch offsets from 1: [Error 29] TopicAuthorizationFailed: y", True),
+        (f"x ERROR {CONTROLLER}CONTROLLER_REGISTRATION, apiVersion=0, clientId=1, z", False),
+        (f"x ERROR {CONTROLLER}BROKER_REGISTRATION, apiVersion=0, clientId=1, z", True),
     ],
 )
 def test_errors_in_logs_are_seen(tmp_path, line, bad):
