@@ -24,8 +24,8 @@ BROKER = "127.0.0.1:19192"
 """Where the harness's own broker listens."""
 OURS = "mini-visa"
 RATE_MIN = 1_000
-"""Records/s. The harness ends a run of a peer that is slower than this; its own limit, 400 s, is too short for
-Faust and 1,500,000 records."""
+"""Records/s. The harness ends a run of a peer that is slower than this; its own limit, 400 s, is too short
+for Faust and 1,500,000 records."""
 
 
 class NoHarness(Exception):

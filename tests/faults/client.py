@@ -40,11 +40,12 @@ answer: it must be the same, byte by byte."""
 REMEMBERED: Final = 4_000
 """Payments that any shopper may look at again, the newest ones."""
 FLUSH_LINES: Final = 2_000
+AUTHORIZE: Final = "/payments/authorize"
 DECIMALS: Final = {"USD": 2, "JPY": 0, "KWD": 3}
 MERCHANTS: Final = tuple(
     {"merchant_id": f"shop-{number}", "mcc": mcc}
     for number in range(40)
-    for mcc in ("5411", "5812", "7011", "5999")
+    for mcc in ("5411", "5812", "7011", "5542", "5999")
 )
 FINAL: Final = frozenset({200, 400, 404, 409, 422})
 TOKEN: Final = b"\r\nConsistency-Token:"
@@ -58,9 +59,10 @@ def text_of(minor: int, currency: str) -> str:
 
 
 class Card:
-    """A card and the account that was opened for it."""
+    """A card and the account that was opened for it. `choose`: its shopper's dice."""
 
-    def __init__(self, pan: str, currency: str, limit: int) -> None:
+    def __init__(self, pan: str, currency: str, limit: int, choose: random.Random) -> None:
+        self.choose = choose
         self.pan = pan
         self.currency = currency
         self.limit = limit
@@ -83,6 +85,14 @@ class Card:
             self.token, self.token_position = token, position
 
 
+class Recovery(NamedTuple):
+    """Seconds from a fault until something was decided on a payment that was first sent after it."""
+
+    first: asyncio.Future[float]
+    everywhere: asyncio.Future[float]
+    """Until that was so on every partition."""
+
+
 class Request(NamedTuple):
     """One request, the same bytes for each attempt at it."""
 
@@ -93,6 +103,8 @@ class Request(NamedTuple):
     """None: a read."""
     wants: str = ""
     """The token that a read comes with."""
+    since: float = 0.0
+    """When it was sent first: monotonic seconds."""
 
 
 def _post(path: str, body: dict[str, Any], method: str = "POST") -> bytes:
@@ -138,8 +150,8 @@ class Client:
         self.reordered = False
         """Reversals by request id come before what they reverse."""
         self._payments: deque[tuple[str, Card]] = deque(maxlen=REMEMBERED)
-        self._choose = random.Random(seed)
-        self._pans = card_numbers(self._choose)
+        self._seed = seed
+        self._pans = card_numbers(random.Random(seed))
         self._shoppers = shoppers
         self._partitions = partitions
         self._numbers = iter(range(1, 1 << 60))
@@ -147,16 +159,16 @@ class Client:
         self._stop = asyncio.Event()
         self._lines: list[bytes] = []
         self._idle: dict[tuple[str, int], list[Connection]] = {}
-        self._pause_until = self._blind_until = 0.0
-        self._mark: tuple[float, set[int], asyncio.Future[float], asyncio.Future[float]] | None = None
+        self._blind_until = 0.0
+        self._mark: tuple[float, set[int], Recovery] | None = None
 
     # -- life
 
     async def run(self) -> None:
         """Until `stop`; what is under way is then seen to its end."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._shoppers):
-                group.create_task(self._shop())
+            for number in range(self._shoppers):
+                group.create_task(self._shop(random.Random(f"{self._seed}/{number}")))
         self.flush()
 
     def stop(self) -> None:
@@ -171,32 +183,23 @@ class Client:
         """A line of the history that is no attempt."""
         self._lines.append(orjson.dumps(facts, option=orjson.OPT_APPEND_NEWLINE))
 
-    def pause(self, seconds: float) -> None:
-        """Nothing new is sent for so long."""
-        self._pause_until = time.monotonic() + seconds
-
-    def expect(self) -> tuple[asyncio.Future[float], asyncio.Future[float]]:
-        """Seconds until the first decision on a payment that is sent from now on, and until there was one on
-        every partition."""
+    def expect(self) -> Recovery:
+        """What is decided on authorizations that nobody has sent before now."""
         loop = asyncio.get_running_loop()
-        first: asyncio.Future[float] = loop.create_future()
-        everywhere: asyncio.Future[float] = loop.create_future()
-        self._mark = time.monotonic(), set(), first, everywhere
-        return first, everywhere
+        recovery = Recovery(loop.create_future(), loop.create_future())
+        self._mark = time.monotonic(), set(), recovery
+        return recovery
 
     # -- what shoppers do
 
-    async def _shop(self) -> None:
-        choose = self._choose
+    async def _shop(self, choose: random.Random) -> None:
         while not self._stop.is_set():
-            wait_s = self._pause_until - time.monotonic()
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
             currency = choose.choices(("USD", "JPY", "KWD"), (18, 1, 1))[0]
             card = Card(
                 next(self._pans),
                 currency,
                 choose.choice((300, 1_000, 8_000, 20_000)) * 10 ** DECIMALS[currency],
+                choose,
             )
             if not await self._open(card):
                 continue
@@ -226,30 +229,30 @@ class Client:
 
     async def _look(self, card: Card) -> None:
         """What a shopper does between two payments: looks at the last one, at the account, at an old one."""
-        number = self._choose.random()
+        number = card.choose.random()
         if number < 0.5 and card.payment:
             await self.read(f"/payments/{card.payment}", card)
         elif number < 0.8 or not self._payments:
             await self.read(f"/accounts/{card.account}", card)
         else:
-            payment, of = self._choose.choice(self._payments)
+            payment, of = card.choose.choice(self._payments)
             await self.read(f"/payments/{payment}", of)
 
     async def _authorize(self, card: Card, amount: int, **more: Any) -> dict[str, Any] | None:
         body = {
             "request_id": more.pop("request_id", None) or self._id(), "pan": card.pan,
-            "amount": text_of(amount, card.currency), **self._choose.choice(MERCHANTS), **more,
+            "amount": text_of(amount, card.currency), **card.choose.choice(MERCHANTS), **more,
         }  # fmt: skip
-        if self._choose.random() < 0.5:
+        if card.choose.random() < 0.5:
             body["currency"] = card.currency
-        payment = await self.send("/payments/authorize", body, card)
+        payment = await self.send(AUTHORIZE, body, card)
         if payment is not None and payment.get("operation", {}).get("response_code") == "00":
             card.payment = payment["payment_id"]
             self._payments.append((card.payment, card))
         return payment
 
     async def _purchase(self, card: Card) -> None:
-        choose = self._choose
+        choose = card.choose
         amount = int(choose.lognormvariate(3.2, 1.0) * 10 ** DECIMALS[card.currency]) + 1
         if self.reordered or choose.random() < 0.02:
             original = self._id()
@@ -290,7 +293,7 @@ class Client:
 
     async def _odd(self, card: Card) -> None:
         """A card that is blocked, ids that are used twice, requests that nobody asks about again."""
-        choose = self._choose
+        choose = card.choose
         amount = choose.randint(1, 9) * 10 ** DECIMALS[card.currency]
         once = self._id()
         await self._authorize(card, amount, request_id=once)
@@ -299,7 +302,7 @@ class Client:
         await self._on(f"/accounts/{card.account}", card, method="PATCH", status="active")
         body = {"request_id": self._id(), "pan": card.pan, "amount": text_of(amount, card.currency)}
         gone = asyncio.get_running_loop().time() + 0.002
-        request = Request("/payments/authorize", _post("/payments/authorize", body), card, body)
+        request = Request(AUTHORIZE, _post(AUTHORIZE, body), card, body)
         status, _ = await self._attempt(request, gone)
         self.requests += 1
         self.acknowledged += status in (200, 409)
@@ -319,7 +322,7 @@ class Client:
         """Send it, the same each time, until there is an outcome; None: there was none, or it was refused.
         Then, as a rule, look at what it did."""
         self.requests += 1
-        request = Request(path, _post(path, body, method), card, body)
+        request = Request(path, _post(path, body, method), card, body, since=time.monotonic())
         deadline = time.monotonic() + PATIENCE_S
         while True:
             if self.doubled:
@@ -329,22 +332,22 @@ class Client:
                 status, answer = await self._attempt(request)
             if status in FINAL:
                 self.acknowledged += status in (200, 409)
-                if self._choose.random() < AGAIN:
+                if card.choose.random() < AGAIN:
                     await self._attempt(request)
-                if card.account and self._choose.random() < READS and self._can_look():
+                if card.account and card.choose.random() < READS and self._can_look():
                     await self._look(card)
                 return answer if status == 200 else None
             if time.monotonic() > deadline:
                 self.unknown += 1
                 return None
-            await self._rest(answer)
+            await self._rest(answer, card)
 
     async def read(self, path: str, card: Card) -> None:
         """GET it until there is an answer. With the newest token of its account, as a rule: then the answer
         must have all that the client was told."""
         self.requests += 1
         self.reads += 1
-        wants = card.token if self._choose.random() < 0.9 else b""
+        wants = card.token if card.choose.random() < 0.9 else b""
         header = b"Consistency-Token: %b\r\n" % wants if wants else b""
         wire = b"GET %b HTTP/1.1\r\nHost: gateway\r\n%b\r\n" % (path.encode(), header)
         request = Request(path, wire, card, None, wants.decode())
@@ -358,16 +361,16 @@ class Client:
             if time.monotonic() > deadline:
                 self.reads_given_up += 1
                 return
-            await self._rest(answer)
+            await self._rest(answer, card)
 
-    async def _rest(self, answer: dict[str, Any]) -> None:
+    async def _rest(self, answer: dict[str, Any], card: Card) -> None:
         busy = answer.get("type", "").endswith(":busy")
-        await asyncio.sleep(self._choose.uniform(*BUSY_S) if busy else PAUSE_S)
+        await asyncio.sleep(card.choose.uniform(*BUSY_S) if busy else PAUSE_S)
 
     async def _attempt(self, request: Request, deadline: float | None = None) -> tuple[int, dict[str, Any]]:
         """One attempt, written down. Status 0: no answer. `deadline`: when to close the connection on it."""
         loop, card = asyncio.get_running_loop(), request.card
-        gateway = self.gateways[0] if len(self.gateways) == 1 else self._choose.choice(self.gateways)
+        gateway = self.gateways[0] if len(self.gateways) == 1 else card.choose.choice(self.gateways)
         try:
             connection = await self._connection(gateway)
         except OSError:
@@ -415,7 +418,8 @@ class Client:
                 line["code"] = answer["operation"]["response_code"] if "operation" in answer else "00"
                 line["payment_id"] = answer.get("payment_id") or ""
                 line["digest"] = blake2b(raw, digest_size=8).hexdigest()
-                self._decided(sent_at, line["account"])
+                if request.path == AUTHORIZE:
+                    self._decided(request.since, line["account"])
         if status != 200 and status:
             line["problem"] = answer.get("type", "").rpartition(":")[2]
         self._lines.append(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
@@ -437,12 +441,11 @@ class Client:
     def _decided(self, sent_at: float, account: str) -> None:
         if self._mark is None or sent_at < self._mark[0]:
             return
-        since, seen, first, everywhere = self._mark
+        since, seen, recovery = self._mark
         seen.add((murmur2(account.encode()) & 0x7FFFFFFF) % self._partitions)
         after_s = time.monotonic() - since
-        if not first.done():
-            first.set_result(after_s)
+        if not recovery.first.done():
+            recovery.first.set_result(after_s)
         if len(seen) == self._partitions:
-            if not everywhere.done():
-                everywhere.set_result(after_s)
+            recovery.everywhere.set_result(after_s)
             self._mark = None

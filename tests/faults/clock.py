@@ -1,13 +1,15 @@
 """mini-visa with a clock that jumps: `python -m tests.faults.clock FILE gateway`.
 
 FILE holds the seconds that time.time() is off by; it is read anew while the process runs, so the clock can
-jump forth and back under its feet. time.time() is where every timestamp of the program and of its Kafka
-client comes from; the monotonic clock, which no administrator can set, stays right.
+jump forth and back under its feet. time.time() is where every timestamp of the program comes from, and of its
+Kafka client too as long as that does without its C extensions, which ask the system; the monotonic clock,
+which no administrator can set, stays right.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,6 +32,7 @@ def jump(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    os.environ["AIOKAFKA_NO_EXTENSIONS"] = "1"
     jump(Path(sys.argv[1]))
     from mini_visa.cli import main
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DescribeGroupsRequest_v2
@@ -92,6 +92,7 @@ class Grounds:
             "partitions": 3,  # one for each of three workers
             "clearing_cycle_s": 4.0, "clearing_present_again_s": 4.0, "compensation_retry_s": 5.0,
             "clearing_rejections": 0.05, "clearing_lost_answers": 0.05, "connector_tries_max": 3,
+            "hold_fuel_s": 20.0,  # so that some holds expire
             "gateway_answer_target_s": 0.0,  # after each fault answers are late: none is refused for it
             **settings,
         }  # fmt: skip
@@ -321,6 +322,34 @@ class Grounds:
             return [int((await one).offset) for one in sent]
         finally:
             await producer.stop()
+
+    async def ends(self, topic: str) -> dict[TopicPartition, int]:
+        """The next offset of each of its partitions."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.address)
+        await consumer.start()
+        try:
+            places = [TopicPartition(topic, number) for number in range(self.settings.partitions)]
+            return dict(await consumer.end_offsets(places))
+        finally:
+            await consumer.stop()
+
+    async def times(self, start: dict[TopicPartition, int]) -> tuple[float, float]:
+        """Smallest and largest timestamp of the records since then, in seconds from now."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.address, enable_auto_commit=False)
+        await consumer.start()
+        try:
+            consumer.assign(list(start))
+            ends = await consumer.end_offsets(list(start))
+            for place, offset in start.items():
+                consumer.seek(place, offset)
+            found: list[int] = []
+            while any([await consumer.position(place) < ends[place] for place in start]):
+                batches = await consumer.getmany(timeout_ms=500)
+                found += [record.timestamp for records in batches.values() for record in records]
+            now = time.time()
+            return min(found) / 1_000 - now, max(found) / 1_000 - now
+        finally:
+            await consumer.stop()
 
     async def leader_of(self, topic: str, partition: int) -> int:
         """Index in `cluster.nodes`."""

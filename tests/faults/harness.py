@@ -54,11 +54,11 @@ class Done:
     at_s: float
     """Since the start of the run."""
     first_s: float | None = None
-    """Until the first decision on a payment sent after the fault."""
+    """From the moment of harm until the first decision on a payment that was first sent after it."""
     everywhere_s: float | None = None
     """The same on every partition."""
-    whole_s: float = 0.0
-    """Until every service was ready again; with the time that the fault itself takes."""
+    whole_s: float | None = None
+    """Until every service was ready again; with the time that the harm itself takes."""
 
 
 @dataclass
@@ -116,7 +116,12 @@ class Report:
             "batches_looked_at": self.fences.batches,
             "batches_not_fenced": len(self.fences.stale),
             "done": [
-                [round(fault.at_s, 1), fault.kind, fault.target, fault.first_s and round(fault.first_s, 2)]
+                [
+                    round(fault.at_s, 1),
+                    fault.kind,
+                    fault.target,
+                    *(_rounded(one) for one in (fault.first_s, fault.everywhere_s, fault.whole_s)),
+                ]
                 for fault in self.faults
             ],
             "looked_at": {check["name"]: check["looked_at"] for check in self.audit.get("checks", [])},
@@ -136,7 +141,8 @@ class Report:
             "",
             "## Recovery",
             "",
-            "Seconds from the fault until the first decision on a payment that was sent after it.",
+            "Seconds from the moment of harm until the first decision on a payment that was first sent after",
+            "it. That says nothing of a service that no decision waits for: see when all was whole again.",
             "",
             "| kind | faults | p50 | max |",
             "|---|---|---|---|",
@@ -154,12 +160,9 @@ class Report:
             "|---|---|---|---|---|---|",
         ]
         for fault in self.faults:
-            first = "" if fault.first_s is None else f"{fault.first_s:.2f}"
-            everywhere = "" if fault.everywhere_s is None else f"{fault.everywhere_s:.2f}"
-            lines.append(
-                f"| {fault.at_s:.1f} | {fault.kind} | {fault.target} | {first} | {everywhere} | "
-                f"{fault.whole_s:.1f} |"
-            )
+            times = (fault.first_s, fault.everywhere_s, fault.whole_s)
+            shown = " | ".join("" if one is None else f"{one:.2f}" for one in times)
+            lines.append(f"| {fault.at_s:.1f} | {fault.kind} | {fault.target} | {shown} |")
         lines += [
             "",
             "## Zombies",
@@ -174,6 +177,10 @@ class Report:
             lines.append(f"| {check['says']} | {check['looked_at']:,} {check['unit']} | {check['wrong']:,} |")
         lines += ["", *(f"- {violation}" for violation in self.violations)]
         return "\n".join(lines) + "\n"
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 2)
 
 
 def schedule(choose: random.Random, kinds: list[Kind]) -> Iterator[Kind]:
@@ -224,8 +231,12 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
             for task in (grounds.system.failure, load, harm):
                 if task.done() and task.exception() is not None:
                     raise task.exception()  # type: ignore[misc]
-            while client.requests < plan.requests:  # noqa: ASYNC110 - a plain count
-                await asyncio.sleep(0.1)
+            while client.requests < plan.requests:
+                done, _ = await asyncio.wait(
+                    [load, grounds.system.failure], timeout=0.1, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in done:
+                    task.result()
             client.stop()
             await load
             report.minutes = (time.monotonic() - began) / 60
@@ -260,7 +271,7 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
 
 
 async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> None:
-    grounds, client, choose = scene
+    grounds, client, choose = scene.grounds, scene.client, scene.choose
     kinds = [kind for kind in KINDS if kind.targets(grounds) and (not plan.kinds or kind.name in plan.kinds)]
     began = time.monotonic()
     ends = began + plan.minutes * 60
@@ -277,18 +288,18 @@ async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> N
                 raise TimeoutError(f"only {number} of {plan.faults_max} faults in {plan.minutes:g} minutes")
             target = choose.choice(kind.targets(grounds))
             fault = Done(kind.name, target, time.monotonic() - began)
-            at = time.monotonic()
             console.print(f"{fault.at_s:7.1f} s  {kind.name}: {target}", end="")
-            first, everywhere = client.expect()
+            scene.recovery = None
             async with asyncio.timeout(RECOVERY_S_MAX):
                 await kind.harm(scene, target)
-                fault.whole_s = time.monotonic() - at
-                if kind.recovers:
-                    fault.first_s, fault.everywhere_s = await first, await everywhere
+                if scene.recovery is not None:
+                    fault.whole_s = time.monotonic() - scene.struck_at
+                    fault.first_s = await scene.recovery.first
+                    fault.everywhere_s = await scene.recovery.everywhere
             report.faults.append(fault)
             console.print(
                 f"  {fault.first_s:.2f} s to the first decision, whole after {fault.whole_s:.1f} s"
-                if kind.recovers
+                if scene.recovery is not None
                 else ""
             )
             await asyncio.sleep(choose.uniform(plan.quiet_s / 3, plan.quiet_s * 5 / 3))

@@ -9,12 +9,14 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from mini_visa import topics
-from tests.faults.client import Client
+from tests.faults.client import Client, Recovery
 from tests.faults.grounds import Grounds
 
 RECOVERY_S_MAX: Final = 180.0
@@ -37,19 +39,27 @@ POISON: Final = (
 )
 
 
-class Scene(NamedTuple):
+@dataclass
+class Scene:
     grounds: Grounds
     client: Client
     choose: random.Random
+    struck_at: float = 0.0
+    """When the harm of the present fault was done: monotonic seconds."""
+    recovery: Recovery | None = None
+
+    def strike(self) -> None:
+        """The harm is done now: from here on recovery counts."""
+        self.struck_at = time.monotonic()
+        self.recovery = self.client.expect()
 
 
 class Kind(NamedTuple):
     name: str
     harm: Callable[[Scene, str], Awaitable[None]]
+    """Calls `Scene.strike` at the moment of harm, unless nothing has to recover."""
     targets: Callable[[Grounds], list[str]]
     """What it can be done to; empty: not here."""
-    recovers: bool = True
-    """Whether the time until the next decision says something."""
 
 
 def _everyone(grounds: Grounds) -> list[str]:
@@ -66,10 +76,12 @@ def _with_disk(grounds: Grounds) -> list[str]:
 
 
 async def _kill(scene: Scene, name: str) -> None:
+    scene.strike()
     await scene.grounds.end(name, signal.SIGKILL)
 
 
 async def _stop(scene: Scene, name: str) -> None:
+    scene.strike()
     await scene.grounds.end(name, signal.SIGTERM)
 
 
@@ -77,6 +89,7 @@ async def _wipe(scene: Scene, name: str) -> None:
     """Killed, and the disk is empty when it comes back."""
     scene.grounds.wipe.add(name)
     starts = scene.grounds.part(name).starts
+    scene.strike()
     scene.grounds.signal(name, signal.SIGKILL)
     if name == "projection":
         # The gateway reads the file that is gone: it goes too, as it would with the machine.
@@ -85,14 +98,16 @@ async def _wipe(scene: Scene, name: str) -> None:
 
 
 async def _freeze(scene: Scene, name: str) -> None:
-    """Frozen beyond its session while another worker takes its work; then it wakes and must be fenced: it
-    ends, or it joins anew, and never goes on as the member that it was. That it wrote nothing is seen in the
-    broker's files when all is over (`tests.faults.fencing`)."""
+    """Frozen beyond its session while another worker takes its work (the gateway and the clearing house have
+    no other one); then it wakes and must be fenced: it ends, or it joins anew, and never goes on as the
+    member that it was. That it wrote nothing is seen in the broker's files when all is over
+    (`tests.faults.fencing`)."""
     grounds = scene.grounds
     seconds = grounds.settings.session_timeout_s * FROZEN_SESSIONS
     before = await grounds.members(name)
     pid = grounds.pid(name)
     second = await grounds.hire(name, 2) if name in _workers(grounds) else None
+    scene.strike()
     grounds.signal(name, signal.SIGSTOP)
     try:
         await asyncio.sleep(seconds)
@@ -113,6 +128,7 @@ async def _freeze(scene: Scene, name: str) -> None:
 
 async def _scale(scene: Scene, name: str) -> None:
     """From one worker to three, to two, and back."""
+    scene.strike()
     second = await scene.grounds.hire(name, 2)
     third = await scene.grounds.hire(name, 3)
     await asyncio.sleep(2.0)
@@ -131,6 +147,7 @@ async def _full_disk(scene: Scene, name: str) -> None:
         grounds.small_disks.add(name)
         await grounds.end(name, signal.SIGTERM)
     starts = grounds.part(name).starts
+    scene.strike()
     _shrink(state)
     filler = state / "filler"
     try:
@@ -169,6 +186,7 @@ def _resize(mounted: Path, size: str) -> None:
 async def _kill_broker(scene: Scene, name: str) -> None:
     broker = scene.grounds.broker
     assert broker is not None
+    scene.strike()
     await asyncio.to_thread(broker.kill)
     await asyncio.to_thread(broker.start)
     await scene.grounds.ready()
@@ -180,6 +198,7 @@ async def _lose_leader(scene: Scene, topic: str) -> None:
     assert cluster is not None
     partition = scene.choose.randrange(scene.grounds.settings.partitions)
     node = cluster.nodes[await scene.grounds.leader_of(topic, partition)]
+    scene.strike()
     await asyncio.to_thread(node.kill)
     await asyncio.sleep(3.0)
     await asyncio.to_thread(node.start)
@@ -191,6 +210,7 @@ async def _cut(scene: Scene, name: str) -> None:
     await _through_detour(scene, name)
     detour = scene.grounds.detour
     assert detour is not None
+    scene.strike()
     detour.cut()
     try:
         await asyncio.sleep(scene.choose.choice((2.0, scene.grounds.settings.session_timeout_s * 1.5)))
@@ -203,6 +223,7 @@ async def _slow(scene: Scene, name: str) -> None:
     await _through_detour(scene, name)
     detour = scene.grounds.detour
     assert detour is not None
+    scene.strike()
     detour.delay_s = 0.15
     try:
         await asyncio.sleep(PHASE_S)
@@ -212,11 +233,17 @@ async def _slow(scene: Scene, name: str) -> None:
 
 
 async def _through_detour(scene: Scene, name: str) -> None:
-    """All of the service's connections to the broker go through the proxy from now on."""
-    if name not in scene.grounds.detoured:
-        scene.grounds.detoured.clear()
-        scene.grounds.detoured.add(name)
-        await scene.grounds.end(name, signal.SIGTERM)
+    """All of the service's connections to the broker go through the proxy from now on, and nobody else's."""
+    grounds, detour = scene.grounds, scene.grounds.detour
+    assert detour is not None
+    if name not in grounds.detoured:
+        before = set(grounds.detoured)
+        grounds.detoured.clear()
+        for other in before:
+            await grounds.end(other, signal.SIGTERM)
+        grounds.detoured.add(name)
+        await grounds.end(name, signal.SIGTERM)
+    assert detour.open, f"{name} has no connection through the proxy: a cut would hit nobody"
 
 
 async def _double(scene: Scene, _: str) -> None:
@@ -232,13 +259,15 @@ async def _reorder(scene: Scene, _: str) -> None:
 
 
 async def _jump(scene: Scene, _: str) -> None:
-    """A second gateway's clock jumps ahead and back an hour while it takes half of the traffic."""
+    """A second gateway's clock jumps ahead and back an hour while it takes half of the traffic, and what it
+    writes has that time."""
     file = scene.grounds.home / "clock"
     file.write_text("0")
     with scene.grounds.gateway_with_clock(file) as (process, address):
         while not await scene.grounds._is_ready(address[1]):
             assert process.poll() is None, "the gateway with a clock of its own ended"
             await asyncio.sleep(0.1)
+        start = await scene.grounds.ends(topics.CARD_REQUESTS.name)
         scene.client.gateways.append(address)
         try:
             for offset_s in (AHEAD_S, BACK_S, 0):
@@ -247,11 +276,14 @@ async def _jump(scene: Scene, _: str) -> None:
         finally:
             scene.client.gateways.remove(address)
         await asyncio.sleep(0.5)
+        first_s, last_s = await scene.grounds.times(start)
+        assert first_s < BACK_S / 2 and last_s > AHEAD_S / 2, f"records from {first_s:.0f} to {last_s:.0f} s"
 
 
 async def _poison(scene: Scene, _: str) -> None:
     """A flood of records on every topic that are no messages of it: the old favourites and random bytes."""
     settings, choose = scene.grounds.settings, scene.choose
+    scene.strike()
     for topic in topics.ALL:
         counts = settings.replies_partitions if topic is topics.GATEWAY_REPLIES else settings.partitions
         partition = choose.randrange(counts)
@@ -264,6 +296,7 @@ async def _kill_database(scene: Scene, _: str) -> None:
     """PostgreSQL goes as in a crash, in the middle of what transactions there are, and recovers."""
     database = scene.grounds.database
     assert database is not None
+    scene.strike()
     await asyncio.to_thread(database.stop, signal.SIGQUIT)
     await asyncio.sleep(1.0)
     await asyncio.to_thread(database.start)
@@ -286,9 +319,9 @@ KINDS: Final = (
     Kind("leader", _lose_leader, _here(lambda grounds: grounds.cluster, "account.commands")),
     Kind("network cut", _cut, lambda grounds: ["gateway", *_workers(grounds)] if grounds.detour else []),
     Kind("network slow", _slow, lambda grounds: ["gateway", *_workers(grounds)] if grounds.detour else []),
-    Kind("duplicates", _double, _here(lambda _: True, "client"), recovers=False),
-    Kind("reordered", _reorder, _here(lambda _: True, "client"), recovers=False),
-    Kind("clock", _jump, _here(lambda _: True, "gateway"), recovers=False),
+    Kind("duplicates", _double, _here(lambda _: True, "client")),
+    Kind("reordered", _reorder, _here(lambda _: True, "client")),
+    Kind("clock", _jump, _here(lambda _: True, "gateway")),
     Kind("poison", _poison, _here(lambda _: True, "topics")),
     Kind("database", _kill_database, _here(lambda grounds: grounds.database, "postgresql")),
 )  # fmt: skip

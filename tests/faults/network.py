@@ -20,8 +20,8 @@ class Proxy:
         self.port = port
         self.delay_s = 0.0
         """Each way, for each piece of data."""
-        self.connections = 0
-        """Made so far."""
+        self.open = 0
+        """Connections through it now."""
         self._target = target
         self._through = asyncio.Event()
         self._through.set()
@@ -49,13 +49,13 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.connections += 1
         try:
             await self._through.wait()
             their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
             return
+        self.open += 1
         both = [
             asyncio.create_task(self._pump(reader, their_writer)),
             asyncio.create_task(self._pump(their_reader, writer)),
@@ -63,6 +63,7 @@ class Proxy:
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self.open -= 1
             for one in both:
                 one.cancel()
             for end in (writer, their_writer):

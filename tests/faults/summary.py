@@ -15,6 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+RECOVERY: Final = ("first decision s, p50 / max", "on every partition", "whole again")
+"""Of each fault that something had to recover from. Older reports did not count from the moment of harm:
+their faults are not timed here."""
 SUMMED: Final = ("requests", "reads", "acknowledged", "unknown", "lost", "duplicated")
 
 
@@ -24,8 +27,12 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     return lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
 
 
-def _times(values: list[float]) -> tuple[str, str]:
-    return (f"{statistics.median(values):.2f}", f"{max(values):.2f}") if values else ("", "")
+def _times(recoveries: list[list[float]]) -> list[object]:
+    """How many there are; of each kind of seconds the median and the largest."""
+    if not recoveries:
+        return ["", *("" for _ in RECOVERY)]
+    columns = zip(*recoveries, strict=True)
+    return [len(recoveries), *(f"{statistics.median(one):.2f} / {max(one):.2f}" for one in columns)]
 
 
 def summary(reports: list[dict[str, Any]]) -> str:
@@ -54,21 +61,21 @@ def summary(reports: list[dict[str, Any]]) -> str:
         "twice", "violations", "batches / not fenced",
     )  # fmt: skip
     lines = [*table(head, rows), ""]
-    by_kind: dict[str, list[float]] = defaultdict(list)
-    killed: dict[str, list[float]] = defaultdict(list)
+    by_kind: dict[str, list[list[float]]] = defaultdict(list)
+    killed: dict[str, list[list[float]]] = defaultdict(list)
     for one in reports:
-        for _, kind, target, first_s in one.get("done", ()):
-            if first_s is not None:
-                by_kind[kind].append(first_s)
+        for _, kind, target, *seconds in one.get("done", ()):
+            if len(seconds) == len(RECOVERY) and None not in seconds:
+                by_kind[kind].append(seconds)
                 if kind.startswith("kill"):
-                    killed[target].append(first_s)
+                    killed[target].append(seconds)
     lines += table(
-        ("kind", "faults", "first decision, p50 s", "max s"),
+        ("kind", "faults", "timed", *RECOVERY),
         ([kind, count, *_times(by_kind[kind])] for kind, count in sorted(kinds.items())),
     )
     lines += ["", *table(
-        ("SIGKILL of", "times", "first decision, p50 s", "max s"),
-        ([name, len(values), *_times(values)] for name, values in sorted(killed.items())),
+        ("SIGKILL of", "timed", *RECOVERY),
+        ([name, *_times(values)] for name, values in sorted(killed.items())),
     )]  # fmt: skip
     zombies = sum((Counter(one.get("zombies", {})) for one in reports), Counter[str]())
     lines += [
