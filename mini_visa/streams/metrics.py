@@ -32,6 +32,11 @@ STATE = Gauge(
     ["processor", "partition", "state"],
 )
 LAG = Gauge("mini_visa_lag_records", "Committed source records not yet fetched", ["processor", "partition"])
+FORGOTTEN = Counter(
+    "mini_visa_offsets_forgotten",
+    "Partitions whose group had an older offset than it was told",
+    ["processor"],
+)
 REJOINS = Counter("mini_visa_rejoins", "Times the group forgot this member", ["processor"])
 ASSIGNED = Gauge("mini_visa_assigned_partitions", "Partitions of this worker", ["processor"])
 TICKS = Counter("mini_visa_ticks", "Ticks written into source partitions", ["processor"])

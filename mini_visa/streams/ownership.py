@@ -225,7 +225,8 @@ class Ownership:
             await asyncio.to_thread(self._store.wipe)
             restored = await self._restore(self._store)
             progress = self._store.progress()
-        if not self._agrees(progress, committed):
+        forgotten = self._forgotten(progress, committed)
+        if not forgotten and not self._agrees(progress, committed):
             raise Fatal(self._mismatch(progress, committed))
         if faults.ARMED:
             await faults.reach("restored")
@@ -245,6 +246,12 @@ class Ownership:
             partition_time=partition_time,
         )
         assert still_ours(), f"{self.name}: the partition was taken away while it was being acquired"
+        if forgotten:
+            metrics.FORGOTTEN.labels(self.plan.processor.name).inc()
+            log.error(
+                "%s. The changelog knows better: the group is told anew", self._differ(progress, committed)
+            )
+            await self._process([])
         seconds = time.monotonic() - began
         metrics.RESTORE_SECONDS.labels(self.plan.processor.name, str(self.partition)).set(seconds)
         log.info(
@@ -266,29 +273,33 @@ class Ownership:
             return committed is None
         return progress.told == committed and progress.identity == self.plan.identity
 
+    def _forgotten(self, progress: Progress | None, committed: int | None) -> bool:
+        """The group has an older offset than it was told, or none. Nothing is lost by that: the changelog has
+        the progress, in one transaction with outputs and rows. Offsets expire and can be reset, and a
+        coordinator of Kafka that is loaded twice at once can go on with a part of its log."""
+        if progress is None or progress.told is None or progress.identity != self.plan.identity:
+            return False
+        return committed is None or committed < progress.told
+
     def _mismatch(self, progress: Progress | None, committed: int | None) -> str:
-        group, source = self.plan.group, f"{self.plan.source}:{self.partition}"
+        group = self.plan.group
         if progress is not None and progress.identity != self.plan.identity:
             return (
                 f"{self.name}: its tables are of other logs than this cluster has (cluster, source topic or "
                 f"changelog were made anew). To start over, delete the changelog topic {self.plan.changelog} "
                 f"and the group {group}; to keep the tables, bring the former topics back"
             )
+        return (
+            f"{self._differ(progress, committed)}. The changelog topic {self.plan.changelog} has lost its "
+            f"records: restore it, or delete the group {group} to process the source from its beginning"
+        )
+
+    def _differ(self, progress: Progress | None, committed: int | None) -> str:
         changelog = "nothing" if progress is None or progress.told is None else f"offset {progress.told}"
         offsets = "nothing" if committed is None else f"offset {committed}"
-        message = (
+        return (
             f"{self.name}: the changelog says that {changelog} of the source was committed to the group, the "
             f"group says {offsets}: one of them was changed, expired or lost from outside"
-        )
-        if progress is not None and progress.told is not None:
-            return (
-                f"{message}. The changelog knows better; with no worker of the group running: "
-                f"kafka-consumer-groups.sh --group {group} --topic {source} --reset-offsets "
-                f"--to-offset {progress.told} --execute"
-            )
-        return (
-            f"{message}. The changelog topic {self.plan.changelog} has lost its records: restore it, or "
-            f"delete the group {group} to process the source from its beginning"
         )
 
     def _out_of_range(self, first: int, end: int) -> str:

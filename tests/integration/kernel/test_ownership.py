@@ -14,7 +14,7 @@ from typing import Any
 
 import apps
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import CoordinationType
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import TopicPartition
@@ -401,12 +401,38 @@ async def test_a_recreated_changelog_is_refused(bench: Bench) -> None:
         await bench.acquire()
 
 
-async def test_deleted_group_offsets_are_refused(bench: Bench) -> None:
-    """Point 3: starting at the beginning again would process everything twice."""
+@pytest.mark.parametrize("keep_disk", [True, False])
+@pytest.mark.parametrize("offset", [None, 20])
+async def test_a_group_that_forgot_its_offset_is_told_anew(
+    bench: Bench, offset: int | None, keep_disk: bool
+) -> None:
+    """Point 3: offsets expire, are reset, or come from a coordinator that has read a part of its log. The
+    changelog knows better; starting where the group says would process records twice."""
     lab = bench.laboratory
     await fill(bench, range(50))
     await delete_group(lab)
-    with pytest.raises(Fatal, match="--to-offset 50"):
+    if offset is not None:
+        await set_group(lab, offset)
+    if not keep_disk:
+        forget_disk(bench)
+    owner = await bench.acquire()
+    assert owner.next_offset == 50 and (await lab.committed())[0] == 50, "before its first batch"
+    await lab.put(range(50, 60))
+    await bench.until(lambda: owner.next_offset == 60)
+    await retire(owner)
+    await lab.expect_exact()
+    again = await bench.acquire()
+    assert again.next_offset == 60 == (await lab.committed())[0]
+
+
+async def test_a_changelog_behind_the_group_is_refused(bench: Bench) -> None:
+    """Point 3: the other way round rows are missing, and no answer may be made from what is left."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    await lab.put(range(50, 60))
+    await delete_group(lab)
+    await set_group(lab, 51)
+    with pytest.raises(Fatal, match="has lost its records"):
         await bench.acquire()
 
 
@@ -414,6 +440,17 @@ async def delete_group(lab: Laboratory) -> None:
     wire = await lab.wire()
     node = await wire._client.coordinator_lookup(CoordinationType.GROUP, lab.group())
     await wire._client.send(node, DeleteGroupsRequest([lab.group()]))
+
+
+async def set_group(lab: Laboratory, offset: int) -> None:
+    """As `kafka-consumer-groups.sh --reset-offsets` does for a group without members."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=lab.broker, group_id=lab.group(), enable_auto_commit=False)
+    await consumer.start()
+    try:
+        consumer.assign([TopicPartition(lab.items, 0)])
+        await consumer.commit({TopicPartition(lab.items, 0): offset})
+    finally:
+        await consumer.stop()
 
 
 async def test_a_recreated_source_is_refused(bench: Bench) -> None:
