@@ -7,8 +7,9 @@ One partition with a few records, two workers, the broker's side of transactions
 worker's disk. Nothing is assumed about the group: any worker may believe at any time that the partition is
 its own, so one that was frozen and wakes is simply one that goes on. Between any two steps a worker may die,
 with its disk or without; a produce may be refused; a commit's answer may get lost; a commit that is on its
-way may arrive after its sender has died. `check` looks at every state that can come to be, and says how the
-first bad one is reached. `Rules` takes single rules out of the protocol: each must be found out.
+way may arrive after its sender has died; the group may forget what it was told, and remember it later.
+`check` looks at every state that can come to be, and says how the first bad one is reached. `Rules` takes
+single rules out of the protocol: each must be found out.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Rules(NamedTuple):
     """A source offset is committed in the transaction whose progress record says so."""
     unknown_outcome_ends: bool = True
     """A commit whose answer does not come is not taken for one that did not happen."""
+    begin_at_the_changelog: bool = True
+    """The first batch begins where the changelog's progress is, also when the group has forgotten it."""
 
 
 class Bounds(NamedTuple):
@@ -46,6 +49,8 @@ class Bounds(NamedTuple):
     deaths: int = 2
     refusals: int = 1
     acquisitions: int = 3
+    lapses: int = 0
+    """How often the group forgets."""
 
 
 ALL_RULES = Rules()
@@ -114,6 +119,7 @@ class State(NamedTuple):
     deaths: int = 0
     refusals: int = 0
     acquisitions: int = 0
+    lapses: int = 0
 
 
 Become = Callable[..., State]
@@ -146,6 +152,13 @@ def steps(state: State, rules: Rules, bounds: Bounds) -> Iterator[tuple[str, Sta
             )
         else:
             yield "broker refuses a commit", state._replace(broker=broker._replace(on_its_way=0))
+    told = broker.changelog[-1].told if broker.changelog else 0
+    if state.lapses < bounds.lapses:
+        for offset in range(broker.offset):
+            forgetful = state._replace(broker=broker._replace(offset=offset), lapses=state.lapses + 1)
+            yield f"the group goes back to {offset}", forgetful
+    if broker.offset < told:
+        yield "the group remembers", state._replace(broker=broker._replace(offset=told))
     for number, worker in enumerate(state.workers):
 
         def become(broker: Broker = broker, number: int = number, **changes: object) -> State:
@@ -190,6 +203,11 @@ def _worker(
                 yield "runs", become(at="running")
             elif applied and not worker.wiped:
                 yield "wipes", become(disk=Disk(), wiped=True)
+            elif worker.committed < worker.disk.entry.told and rules.begin_at_the_changelog:
+                yield "tells the group anew", become(at="handled", batch=0, tells=True)
+            elif worker.committed < worker.disk.entry.told:
+                entry = worker.disk.entry._replace(next_offset=worker.committed, told=worker.committed)
+                yield "runs where the group is", become(at="running", disk=worker.disk._replace(entry=entry))
             else:
                 raise Wrong("tables and offset disagree, with nothing changed from outside")
         case "running":
@@ -288,7 +306,8 @@ def inspect(state: State) -> None:
     if broker.sink != tuple(range(1, len(broker.sink) + 1)):
         raise Wrong(f"outputs are lost or repeated: {broker.sink}")
     last = broker.changelog[-1] if broker.changelog else EMPTY
-    if not (len(broker.sink) == last.row == last.next_offset and last.told == broker.offset):
+    same = last.told == broker.offset if not state.lapses else last.told >= broker.offset
+    if not (len(broker.sink) == last.row == last.next_offset and same):
         raise Wrong(f"outputs {broker.sink}, table {last}, committed offset {broker.offset}")
     for number, worker in enumerate(state.workers):
         applied = worker.disk.applied
