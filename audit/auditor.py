@@ -438,17 +438,17 @@ class Audit:
         assessed: list[Assessed] = []
         for record, command in self.records("account.commands", p):
             kind, where = name_of(command), f"account.commands/{p}/{record.offset}"
-            if record.offset < upto:
-                requests.pass_time(record.timestamp)
             found = events.pop(record.offset, [])
             own = [(of, deed) for of, deed in found if deed.effect.kind != "hold_expired"]
-            if kind == "tick":
-                for _, deed in own:
-                    known.fails(f"{where}: a tick made {deed.effect.kind}")
-                continue
             if kind in ("authorize", "increment"):
                 assessed.append(_assessed(record.offset, command))
             if ("authorization", ("account.commands", p, record.offset)) in self.buried:
+                continue
+            if record.offset < upto:
+                requests.pass_time(record.timestamp)
+            if kind == "tick":
+                for _, deed in own:
+                    known.fails(f"{where}: a tick made {deed.effect.kind}")
                 continue
             request = request_of(command)
             for of, deed in own:

@@ -59,6 +59,7 @@ class Row(NamedTuple):
     """The answer is about this; None: cancelled before it came."""
     standing: tuple[str, ...] = ()
     """Attempts that got the answer, and were not given up."""
+    given_up: tuple[str, ...] = ()
 
 
 def repeated(effects: Iterable[Effect]) -> int:
@@ -88,7 +89,6 @@ class Requests:
         """Event time."""
         self._findings = findings
         self._accounts: dict[str, CardAccount] = {}
-        self._given_up: set[tuple[Request, str]] = set()
 
     def pass_time(self, at: int) -> None:
         self.newest = max(self.newest, at)
@@ -97,7 +97,7 @@ class Requests:
         """A command, and what it made apart from holds that had expired before it."""
         request = request_of(command)
         row = self._remembered(request)
-        expected = self._expected(command, request, row)
+        expected = self._expected(command, row)
         made = deeds[0].effect.outcome if deeds else ""
         self._findings["command-decided-once"].expect(
             len(deeds) <= 1 and made in expected,
@@ -117,25 +117,25 @@ class Requests:
         row = self.rows.get(request)
         return None if row is None or row.at + WINDOW_MS <= self.newest else row
 
-    def _expected(self, command: Command, request: Request, row: Row | None) -> frozenset[str]:
+    def _expected(self, command: Command, row: Row | None) -> frozenset[str]:
         """Outcomes that the command may have; "": none."""
         kind, meaning = name_of(command), _meaning(command)
         if kind == "time_out_reversal":
-            return self._expected_of_time_out(command, request, row)
+            return self._expected_of_time_out(command, row)
         if row is None:
             return DOES.get(kind, NOTHING)
         if row.effect is None and kind == "authorize" and row.meaning in (meaning, UNNAMED):
             return LATE
         return NOTHING if row.meaning == meaning else CONFLICT
 
-    def _expected_of_time_out(self, command: Command, request: Request, row: Row | None) -> frozenset[str]:
+    def _expected_of_time_out(self, command: Command, row: Row | None) -> frozenset[str]:
         """The hold goes unless another attempt was answered and stands by it; then nothing does."""
         attempt = command.get("attempt", "")
         if row is None:
             return frozenset({"request_cancelled"})
         if row.meaning not in (_meaning(command), UNNAMED):
             return CONFLICT
-        if (request, attempt) in self._given_up:
+        if attempt in row.given_up:
             return NOTHING
         if row.effect is None:
             return frozenset({"request_cancelled"})
@@ -153,10 +153,11 @@ class Requests:
             return
         if effect is None or effect.outcome == "422":
             return
-        at = effect.at if row is None else row.at
-        self.rows[request] = Row(at, _meaning(command), effect)
+        if row is None:
+            row = Row(effect.at, 0, None)
+        self.rows[request] = row = row._replace(meaning=_meaning(command), effect=effect)
         if kind == "authorize":
-            self._answered(request, self.rows[request], attempt)
+            self._answered(request, row, attempt)
         elif effect.kind == "request_cancelled":
             original = request[0], request[1], command.get("original_request_id", "")
             if self._remembered(original) is None:
@@ -167,7 +168,7 @@ class Requests:
             self._accounts[request[0]] = changed(self._accounts[request[0]], command)
 
     def _answered(self, request: Request, row: Row, attempt: str) -> None:
-        if attempt not in row.standing and (request, attempt) not in self._given_up:
+        if attempt not in row.standing and attempt not in row.given_up:
             self.rows[request] = row._replace(standing=(*row.standing, attempt))
 
     def _give_up(
@@ -175,13 +176,14 @@ class Requests:
     ) -> None:
         if effect is None or effect.outcome == "422":
             return
-        self._given_up.add((request, attempt))
         if row is None:
-            self.rows[request] = Row(effect.at, _meaning(command), None)
-            return
-        standing = tuple(one for one in row.standing if one != attempt)
+            row = Row(effect.at, _meaning(command), None)
         undone = effect.kind not in ("request_refused", "request_cancelled")
-        self.rows[request] = row._replace(standing=standing, effect=effect if undone else row.effect)
+        self.rows[request] = row._replace(
+            effect=effect if undone else row.effect,
+            standing=tuple(one for one in row.standing if one != attempt),
+            given_up=(*row.given_up, attempt),
+        )
 
 
 def _meaning(command: Command) -> int:

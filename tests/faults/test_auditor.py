@@ -21,6 +21,7 @@ import pytest
 from audit.auditor import Audit
 from audit.evidence import Record, Recording
 from audit.findings import CHECKS, Findings
+from audit.stories import Story, is_amount
 
 ROOT = Path(__file__).parents[2]
 
@@ -732,6 +733,42 @@ def test_a_broken_invariant_is_named(name: str, breaks: Callable[[Copy], None], 
         assert findings.lost == 1
     if breaks in (do_it_twice, do_it_twice_with_nobody_watching):
         assert findings.duplicated == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "changes"),
+    [
+        ([("a", 404), ("a", 404), ("a", 504)], 0),
+        ([("a", 504), ("a", 200), ("a", 200)], 0),
+        ([("a", 200), ("b", 422), ("b", 422)], 0),
+        ([("b", 422), ("a", 200)], 0),
+        ([("a", 200), ("a", 422)], 1),
+        ([("a", 400), ("a", 200)], 1),
+        ([("a", 200), ("a", 409)], 1),
+    ],
+)
+def test_an_answer_is_for_ever_and_another_request_with_its_id_is_refused(
+    answers: list[tuple[str, int]], changes: int
+) -> None:
+    story, findings = Story(), Findings()
+    for reason, status in answers:
+        body = {"request_id": "r", "reason": reason}
+        story.add({"path": "/payments/pay_x_1/reversals", "body": body, "status": status}, findings)
+    assert findings["answers-stable"].wrong == changes
+
+
+@pytest.mark.parametrize(
+    ("text", "minor", "currency", "right"),
+    [
+        ("7", 7, "JPY", True), ("7", 700, "JPY", False), ("7", 700, "USD", False), ("7.00", 700, "USD", True),
+        ("7.00", 700, "", True), ("7.000", 7_000, "KWD", True), ("7.0000", 70_000, "CLF", True),
+        ("seven", 7, "JPY", False), ("", 0, "JPY", False),
+    ],
+)  # fmt: skip
+def test_an_amount_has_the_decimals_of_its_currency(
+    text: str, minor: int, currency: str, right: bool
+) -> None:
+    assert is_amount(text, minor, currency) == right
 
 
 def test_every_check_can_fail() -> None:
