@@ -39,8 +39,6 @@ class Copy(Recording):
             path.stem: list(super(Copy, self).rows(path.stem) or ()) for path in folder.glob("readmodel/*")
         }
         self.lines = list(super().history() or ())
-        self.watched = True
-        """There is a history."""
 
     def records(self, topic: str, partition: int) -> Iterator[Record]:
         return iter(self.topics[topic][partition])
@@ -49,7 +47,7 @@ class Copy(Recording):
         return iter(self.tables[table]) if table in self.tables else None
 
     def history(self) -> Iterator[dict[str, Any]] | None:
-        return iter(self.lines) if self.watched else None
+        return iter(self.lines)
 
     # -- how to break it
 
@@ -196,8 +194,9 @@ def do_it_twice(data: Copy) -> None:
 
 
 def do_it_twice_with_nobody_watching(data: Copy) -> None:
+    """The history has no request: only which records are poison."""
     do_it_twice(data)
-    data.watched = False
+    data.lines = [line for line in data.lines if "planted" in line]
 
 
 def ask_another_amount(data: Copy) -> None:
