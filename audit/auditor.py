@@ -11,12 +11,14 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from audit.accounts import Account, Book, Payment, fingerprint, name_of
+from audit.commands import Deed, Effect, deed_of, meaning_of
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
 from audit.ledger import Chain
+from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
+from audit.stories import Story
 from audit.velocity import Recount
 
-WINDOW_MS: Final = 24 * 3_600_000
 PROGRESS: Final = b"\0progress"
 DIGITS: Final = re.compile(rb"[0-9]{12,}")
 INTERNAL: Final = ("clearing", "reversal")
@@ -54,24 +56,20 @@ ROW_VERSIONS: Final = {"requests": (1, 2), "open-cycle": (1, 2)}
 _json: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 _row: Callable[[Any], Any] = msgspec.msgpack.Decoder().decode
 
-Request = tuple[str, str, str]
-"""(account, client, request id)"""
 Place = tuple[str, int, int]
 """(topic, partition, offset)"""
 
 
-class Effect(NamedTuple):
-    """What a request did, as one event says."""
+class Assessed(NamedTuple):
+    """A command that came from risk."""
 
-    kind: str
+    offset: int
+    request_id: str
+    meaning: int
+    """Of all but the verdict: what was asked on card.requests."""
     code: str
-    payment_id: str
-    position: int
-    at: int
-
-    @property
-    def decides(self) -> bool:
-        return self.kind not in ("request_refused", "request_cancelled") and self.code != "68"
+    hits: frozenset[tuple[str, int, int]]
+    """(rule, version, value)"""
 
 
 class Moment(NamedTuple):
@@ -207,6 +205,7 @@ class Audit:
         for partition in range(self.partitions):
             self._tell(f"partition {partition + 1} of {self.partitions}")
             self._partition(partition)
+        self._decided_again()
         self._tell("settlement and balances")
         for partition in range(self.partitions):
             self._settlement(partition)
@@ -281,14 +280,15 @@ class Audit:
         events = self._events(p, book, money, decided)
         journaled = tables["ledger.journal"]
         self._compare_journal(p, money, journal, 0 if journaled is None else journaled.next_offset)
-        commands = self._commands(p, events, decided)
-        self._velocity(p, commands, tables["risk.assess"])
+        assessed, requests = self._commands(p, events, decided)
+        self._velocity(p, assessed, tables["risk.assess"])
         for name, found in tables.items():
             source = SOURCES[name]
             if (source, p) in self.last_work:
                 self._processed(name, source, p, None if found is None else found.next_offset)
         if decided is not None:
-            self._account_tables(p, decided, book, events)
+            self._account_tables(p, decided, book)
+            compare_table(self.findings, p, requests, decided.rows.get("requests", {}))
         if journaled is not None:
             self._row_is(p, journaled, "ledger-chain", "head", list(self._heads.pop(p, (0, ""))))
         self._open_work(p, tables, book)
@@ -344,9 +344,9 @@ class Audit:
 
     def _events(
         self, p: int, book: Book, money: dict[int, tuple[int, str]], decided: Tables | None
-    ) -> dict[int, list[tuple[Request | None, Effect]]]:
+    ) -> dict[int, list[tuple[Request | None, Deed]]]:
         """Fold the events; returns them by the position of their command."""
-        by_position: dict[int, list[tuple[Request | None, Effect]]] = defaultdict(list)
+        by_position: dict[int, list[tuple[Request | None, Deed]]] = defaultdict(list)
         rows = self.read.get("payment_events", {})
         applied = self.applied.get(("payment.events", p), 0)
         self._places: dict[str, int] = {}
@@ -369,17 +369,12 @@ class Audit:
             if postings:
                 money[record.offset] = fingerprint(postings), kind
             account = _account_of(event)
-            payment_id = event.get("payment_id") or event.get("payment", {}).get("payment_id", "")
+            deed = deed_of(event)
+            effect, payment_id = deed.effect, deed.effect.payment_id
             request = None
             if event.get("request_id"):
                 request = account, event.get("client", "local"), event["request_id"]
-            code = (
-                str(event["http_status"]) if kind == "request_refused" else event.get("response_code", "00")
-            )
-            if kind in ("payment_declined", "payment_unknown_card"):
-                code = event["payment"]["response_code"]
-            effect = Effect(kind, code, payment_id, position, event["at"])
-            by_position[position].append((request, effect))
+            by_position[position].append((request, deed))
             if request is not None:
                 self.effects[request].append(effect)
                 if kind == "request_cancelled":
@@ -434,56 +429,40 @@ class Audit:
             check.fails(f"ledger.journal/{p}: an entry for event {offset}, which moves no money")
 
     def _commands(
-        self, p: int, events: dict[int, list[tuple[Request | None, Effect]]], decided: Tables | None
-    ) -> Iterable[tuple[int, dict[str, Any]]]:
-        """Each command's events; returns those that come from risk, in order."""
-        once, known = self.findings["command-decided-once"], self.findings["event-has-request"]
-        seen: dict[Request, int] = {}
+        self, p: int, events: dict[int, list[tuple[Request | None, Deed]]], decided: Tables | None
+    ) -> tuple[list[Assessed], Requests]:
+        """Each command's events; returns the commands that come from risk, in order, and what is to be
+        remembered of all where the tables are."""
+        known, requests = self.findings["event-has-request"], Requests(self.findings)
         upto = decided.next_offset if decided else 0
-        assessed: list[tuple[int, dict[str, Any]]] = []
-        now = 0
+        assessed: list[Assessed] = []
         for record, command in self.records("account.commands", p):
-            kind = name_of(command)
-            now = max(now, record.timestamp)
+            kind, where = name_of(command), f"account.commands/{p}/{record.offset}"
             found = events.pop(record.offset, [])
-            if kind == "tick":
-                for _, effect in found:
-                    if effect.kind != "hold_expired":
-                        known.fails(f"account.commands/{p}/{record.offset}: a tick made {effect.kind}")
-                continue
+            own = [(of, deed) for of, deed in found if deed.effect.kind != "hold_expired"]
             if kind in ("authorize", "increment"):
-                assessed.append((record.offset, command))
+                assessed.append(_assessed(record.offset, command))
             if ("authorization", ("account.commands", p, record.offset)) in self.buried:
                 continue
-            request = command["account"], command.get("client", "local"), command["request_id"]
-            own = [effect for of, effect in found if effect.kind != "hold_expired"]
-            for of, effect in found:
-                if effect.kind != "hold_expired":
-                    known.expect(
-                        of == request,
-                        f"account.commands/{p}/{record.offset}: {effect.kind} is of {of}, not {request}",
-                    )
-            if record.offset >= upto:
+            if record.offset < upto:
+                requests.pass_time(record.timestamp)
+            if kind == "tick":
+                for _, deed in own:
+                    known.fails(f"{where}: a tick made {deed.effect.kind}")
                 continue
-            first = seen.get(request, -WINDOW_MS) + WINDOW_MS <= now
-            most = 2 if command.get("capture") else 1
-            if first:
-                seen[request] = now
-            once.expect(
-                (1 if first else 0) <= len(own) <= most,
-                f"account.commands/{p}/{record.offset}: {kind} {request[2]} made "
-                f"{[effect.kind for effect in own] or 'nothing'}",
-            )
+            request = request_of(command)
+            for of, deed in own:
+                known.expect(of == request, f"{where}: {deed.effect.kind} is of {of}, not {request}")
+            if record.offset < upto:
+                requests.feed(command, [deed for _, deed in own], where)
         for position, found in events.items():
             if found:
                 known.fails(
-                    f"payment.events/{p}: {found[0][1].kind} of command {position}, which is not there"
+                    f"payment.events/{p}: {found[0][1].effect.kind} of command {position}, which is not there"
                 )
-        return assessed
+        return assessed, requests
 
-    def _velocity(
-        self, p: int, assessed: Iterable[tuple[int, dict[str, Any]]], tables: Tables | None
-    ) -> None:
+    def _velocity(self, p: int, assessed: Iterable[Assessed], tables: Tables | None) -> None:
         check, recount = self.findings["velocity"], Recount()
         waiting = deque(assessed)
         for record, request in self.records("card.requests", p):
@@ -495,24 +474,23 @@ class Audit:
                 if tables is not None and record.offset < tables.next_offset:
                     check.fails(f"{where}: {request['request_id']} never came to account.commands")
                 continue
-            offset, command = waiting.popleft()
-            same = ("account", "request_id", "attempt", "amount", "type")
-            if any(command.get(name) != request.get(name) for name in same):
+            command = waiting.popleft()
+            if command.meaning != _asked_of_risk(request):
                 check.fails(
-                    f"{where}: {request['request_id']} became {command['request_id']} at command {offset}"
+                    f"{where}: {request['request_id']} became {command.request_id}, or other than was asked, "
+                    f"at command {command.offset}"
                 )
                 continue
-            given = command.get("verdict", {})
-            hits = frozenset((hit["rule"], hit["version"], hit["value"]) for hit in given.get("hits", ()))
             if verdict.certain:
                 check.expect(
-                    given.get("response_code", "") == verdict.code and hits == verdict.hits,
-                    f"{where}: {request['request_id']} got {given.get('response_code') or 'no decline'} for "
-                    f"{sorted(hits)}, recounted {verdict.code or 'no decline'} for {sorted(verdict.hits)}",
+                    command.code == verdict.code and command.hits == verdict.hits,
+                    f"{where}: {command.request_id} got {command.code or 'no decline'} for "
+                    f"{sorted(command.hits)}, recounted {verdict.code or 'no decline'} for "
+                    f"{sorted(verdict.hits)}",
                 )
-        for offset, command in waiting:
+        for command in waiting:
             check.fails(
-                f"account.commands/{p}/{offset}: {command['request_id']} is in no request of card.requests"
+                f"account.commands/{p}/{command.offset}: {command.request_id} is no request of card.requests"
             )
         if tables is None or self.last_work.get(("card.requests", p), -1) >= tables.next_offset:
             return
@@ -544,9 +522,7 @@ class Audit:
             found == expected, f"{table}/{p}: {key} is {found}, the log says {expected}"
         )
 
-    def _account_tables(
-        self, p: int, tables: Tables, book: Book, events: dict[int, list[tuple[Request | None, Effect]]]
-    ) -> None:
+    def _account_tables(self, p: int, tables: Tables, book: Book) -> None:
         check = self.findings["tables"]
         accounts, payments = tables.rows.get("accounts", {}), tables.rows.get("payments", {})
         holds, wakes = dict(tables.rows.get("holds", {})), dict(tables.rows.get("wakes", {}))
@@ -586,28 +562,6 @@ class Audit:
         ):
             for key in table.keys() - known.keys():
                 check.fails(f"{name}/{p}: {key} is in no event")
-        self._request_table(p, tables)
-
-    def _request_table(self, p: int, tables: Tables) -> None:
-        """Each row is of a request that did something, and has the answer that its events are about."""
-        check = self.findings["tables"]
-        for key, row in tables.rows.get("requests", {}).items():
-            _, account, client, request_id = key.split("/", 3)
-            if account in self._after:
-                continue
-            effects = self.effects.get((account, client, request_id), [])
-            status, code, payment_id = _answer_in(row)
-            right = bool(effects)
-            if status == 200 and payment_id:
-                # A request that was cancelled before it came, or given up, is answered 68.
-                right = any(
-                    one.payment_id == payment_id and (one.code == code or code == "68") for one in effects
-                )
-            check.expect(
-                right,
-                f"requests/{p}: {request_id} is answered {status} {code} {payment_id}, its events are "
-                f"{[(one.kind, one.code, one.payment_id) for one in effects]}",
-            )
 
     def _open_work(self, p: int, tables: dict[str, Tables | None], book: Book) -> None:
         """Captures without an outcome are what clearing and reversal remember, and nothing else is."""
@@ -940,10 +894,15 @@ class Audit:
         acknowledged = 0
         for (account, request_id), story in stories.items():
             effects = self.effects.get((account, story.client, request_id), [])
-            acknowledged += self._story(request_id, story, effects)
+            acknowledged += self._story(request_id, story, effects, self._currency(account, story))
         self.findings.counts["requests"] = len(stories)
         self.findings.counts["reads"] = reads
         self.findings.counts["acknowledged"] = acknowledged
+
+    def _currency(self, account: str, story: Story) -> str:
+        """Of a request's amount: what it says, or that of the account."""
+        known = self.accounts.get(account)
+        return story.currency or (known.currency if known else "")
 
     def _read(self, line: dict[str, Any]) -> None:
         """An answer to a reader: a state that the log has, with all that its token stands for."""
@@ -985,81 +944,64 @@ class Audit:
         open_ = any(one.held or one.captured - one.refunded - one.reserved - one.charged_back for one in left)
         self.findings["time-out-leaves-no-hold"].expect(not open_, f"{request_id} still holds money")
 
-    def _story(self, request_id: str, story: Story, effects: list[Effect]) -> bool:
-        once, unknown = self.findings["acknowledged-once"], self.findings["unknown-ended"]
-        deciding = [effect for effect in effects if effect.decides]
-        # A sale is an authorization and a capture of one command.
-        decisions = {effect.position for effect in deciding}
-        if len(decisions) > 1:
-            self.findings.duplicated += len(decisions) - 1
-            once.fails(
-                f"{request_id} took effect {len(decisions)} times: {[effect.kind for effect in deciding]}"
-            )
-        if story.code is None:
-            if story.refused:
-                return True
-            unknown.expect(len(decisions) <= 1, f"{request_id}: {[effect.kind for effect in effects]}")
-            if story.timed_out:
-                self._holds_nothing(request_id, story, effects)
+    def _decided_again(self) -> None:
+        """One request, one outcome: whoever sent it, and whether or not there is a history."""
+        for (account, _, request_id), effects in self.effects.items():
+            again = repeated(effects)
+            if again:
+                self.findings.duplicated += again
+                self.findings["command-decided-once"].fails(
+                    f"{request_id} of {account} took effect {again + 1} times: "
+                    f"{[(one.kind, one.position) for one in effects if one.decides]}"
+                )
+
+    def _story(self, request_id: str, story: Story, effects: list[Effect], currency: str) -> bool:
+        """Whether an outcome was told."""
+        once, log = self.findings["acknowledged-once"], [(e.kind, e.code, e.payment_id) for e in effects]
+        if repeated(effects):
+            once.fails(f"{request_id} took effect {repeated(effects) + 1} times: {log}")
+        if story.code is None and story.refused is None:
+            self._never_answered(request_id, story, effects, currency)
             return False
-        if story.status == 409:
-            right = any(effect.kind == "request_refused" for effect in effects)
-        elif story.code == "68":
+        if story.code is None:
+            # Of two requests with one id, one is refused, and the other may have done something.
+            right = story.mixed or not any(effect.decides for effect in effects)
+            once.expect(right, f"{request_id} was refused; the log has {log}")
+            return True
+        if story.code == "68":
             self._holds_nothing(request_id, story, effects)
-            right = any(effect.code == "68" or effect.kind == "request_cancelled" for effect in effects)
-        else:
-            right = any(
-                effect.code == story.code and story.payment_id in ("", effect.payment_id)
-                for effect in effects
-                if effect.decides or effect.kind == "request_cancelled"
-            )
-        if not right:
-            self.findings.lost += 1
+        right = story.is_told_of(effects, currency)
+        self.findings.lost += not right
         once.expect(
             right,
-            f"{request_id} was answered {story.status} {story.code} {story.payment_id}; "
-            f"the log has {[(e.kind, e.code, e.payment_id) for e in effects] or 'nothing'}",
+            f"{request_id}, {story.path} of {story.amount or 'all'}, was answered {story.status} "
+            f"{story.code} {story.payment_id}; the log has {log or 'nothing'}, "
+            f"of {[effect.amount for effect in effects]}",
         )
         return True
 
-
-class Story:
-    """One request as its client knows it."""
-
-    __slots__ = ("client", "code", "digest", "path", "payment_id", "refused", "status", "timed_out")
-
-    def __init__(self) -> None:
-        self.client = "local"
-        self.path = ""
-        self.status = 0
-        self.code: str | None = None
-        """Of the acknowledged outcome; None: there was none."""
-        self.payment_id = ""
-        self.digest = ""
-        self.refused = False
-        """Refused before it got into the log: 400, 404, 422."""
-        self.timed_out = True
-        """Every attempt was answered 504, or was not recorded."""
-
-    def add(self, line: dict[str, Any], findings: Findings) -> None:
-        self.path, self.client = line["path"], line.get("client", "local")
-        status = line["status"]
-        if status not in (504, 503, 429) or line.get("problem") == "outcome-unknown":
-            self.timed_out = False
-        if status in (400, 404, 413, 415, 422):
-            self.refused = True
-        if status not in (200, 409):
-            return
-        code = line.get("code", "") if status == 200 else "409"
-        if self.code is None:
-            self.status, self.code = status, code
-            self.payment_id, self.digest = line.get("payment_id") or "", line.get("digest", "")
-            return
-        findings["answers-stable"].expect(
-            (status, code, line.get("payment_id") or "", line.get("digest", ""))
-            == (self.status, self.code, self.payment_id, self.digest),
-            f"{line['body']['request_id']}: answered {self.status} {self.code}, later {status} {code}",
+    def _never_answered(self, request_id: str, story: Story, effects: list[Effect], currency: str) -> None:
+        """It may have taken effect once, and only as it was asked."""
+        deciding = [effect for effect in effects if effect.decides]
+        right = story.mixed or all(story.asked_for(effect, currency) for effect in deciding)
+        self.findings["unknown-ended"].expect(
+            right and not repeated(effects),
+            f"{request_id}, {story.path} of {story.amount or 'all'}: "
+            f"{[(one.kind, one.payment_id, one.amount) for one in effects]}",
         )
+        if story.timed_out:
+            self._holds_nothing(request_id, story, effects)
+
+
+def _assessed(offset: int, command: dict[str, Any]) -> Assessed:
+    verdict = command.get("verdict", {})
+    hits = frozenset((hit["rule"], hit["version"], hit["value"]) for hit in verdict.get("hits", ()))
+    meaning = _asked_of_risk(command)
+    return Assessed(offset, command["request_id"], meaning, verdict.get("response_code", ""), hits)
+
+
+def _asked_of_risk(request: dict[str, Any]) -> int:
+    return meaning_of({name: value for name, value in request.items() if name != "verdict"})
 
 
 def _looked_at(line: dict[str, Any]) -> str:
@@ -1096,20 +1038,6 @@ def _shown_account(shows: dict[str, Any]) -> int:
 def _minor(text: str) -> int:
     """ "12.34" -> 1234: every decimal of a currency is always shown."""
     return int(text.replace(".", ""))
-
-
-def _answer_in(row: Any) -> tuple[int, str, str]:
-    """(HTTP status, response code, payment id) of the answer that a row of requests remembers; 0: none."""
-    if isinstance(row, list):
-        outcome, standing = row[5], row[6]
-        if standing is not None:
-            return standing[0], standing[2], standing[3]
-    else:
-        outcome = row.get("outcome")
-    if not outcome:
-        return 0, "", ""
-    payment = outcome.get("payment") or {}
-    return outcome["status"], outcome.get("response_code", ""), payment.get("payment_id", "")
 
 
 def _account_of(event: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ import pytest
 from audit.auditor import Audit
 from audit.evidence import Record, Recording
 from audit.findings import CHECKS, Findings
+from audit.stories import Story, is_amount
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,14 +78,58 @@ class Copy(Recording):
         records = self.topics[topic][record.partition]
         records.append(record._replace(offset=records[-1].offset + 1 if records else 0))
 
-    def row(self, processor: str, table: str) -> tuple[list[Record], int, Any]:
-        """(partition's records, index, row) of the newest row of a table."""
+    def row(
+        self, processor: str, table: str, holds: Callable[[Any], Any] = lambda row: True
+    ) -> tuple[list[Record], int, Any]:
+        """(partition's records, index, row) of the newest row of a table that `holds`."""
         for records in self.topics[f"{self.environment}.{processor}.changelog"]:
+            newer = set()
             for index in reversed(range(len(records))):
                 record = records[index]
-                if record.key and record.key.startswith(table.encode() + b"\0") and record.value:
-                    return records, index, msgspec.msgpack.decode(record.value[1:])
+                if record.key in newer or not record.key or not record.key.startswith(table.encode() + b"\0"):
+                    continue
+                newer.add(record.key)
+                if record.value and holds(row := msgspec.msgpack.decode(record.value[1:])):
+                    return records, index, row
         raise AssertionError(f"no row of {table} to break")
+
+    def change_row(
+        self, processor: str, table: str, holds: Callable[[Any], Any], how: Callable[[Any], Any]
+    ) -> None:
+        records, index, row = self.row(processor, table, holds)
+        how(row)
+        value = (records[index].value or b"")[:1] + msgspec.msgpack.encode(row)
+        records[index] = records[index]._replace(value=value)
+
+    def decide(self, partition: int, command: dict[str, Any], event: dict[str, Any]) -> None:
+        """One more command, with its event, as authorization would have done it."""
+        commands, events = (
+            self.topics["account.commands"][partition],
+            self.topics["payment.events"][partition],
+        )
+        last = commands[-1]
+        event = {**event, "position": last.offset + 1, "at": last.timestamp}
+        self.append("account.commands", last._replace(value=msgspec.json.encode(command)))
+        self.append("payment.events", events[-1]._replace(value=msgspec.json.encode(event)))
+        changelog = self.topics[f"{self.environment}.authorization.decide.changelog"][partition]
+        progress = next(one for one in reversed(changelog) if one.key == b"\0progress")
+        row = msgspec.msgpack.decode(progress.value or b"")
+        row[1] = last.offset + 2
+        value = msgspec.msgpack.encode(row)
+        changelog.append(progress._replace(value=value, offset=changelog[-1].offset + 1))
+
+    def attempts(self, path: str, holds: Callable[[dict[str, Any]], Any] = bool) -> list[dict[str, Any]]:
+        """All attempts at the first request to a path that ends so, which was answered 200."""
+        line = next(
+            line
+            for line in self.lines
+            if line.get("path", "").endswith(path)
+            and line["status"] == 200
+            and "body" in line
+            and holds(line)
+        )
+        request_id = line["body"]["request_id"]
+        return [one for one in self.lines if one.get("body", {}).get("request_id") == request_id]
 
     def held(self) -> str:
         """Id of an authorization's request that still holds money."""
@@ -146,6 +191,178 @@ def do_it_twice(data: Copy) -> None:
     commands.append(command_again)
     event["position"] = command_again.offset
     data.append("payment.events", record._replace(value=msgspec.json.encode(event)))
+
+
+def do_it_twice_with_nobody_watching(data: Copy) -> None:
+    """The history has no request: only which records are poison."""
+    do_it_twice(data)
+    data.lines = [line for line in data.lines if "planted" in line]
+
+
+def ask_another_amount(data: Copy) -> None:
+    for line in data.attempts("/authorize"):
+        line["body"]["amount"] = "1" + line["body"]["amount"]
+
+
+def ask_for_other_decimals(data: Copy) -> None:
+    """The same digits: seven hundred yen of seven dollars."""
+    for line in data.attempts("/authorize"):
+        line["body"]["amount"] = line["body"]["amount"].replace(".", "")
+        line["body"]["currency"] = "USD"
+
+
+def ask_for_another_payment(data: Copy) -> None:
+    for line in data.attempts("/captures"):
+        line["path"] = "/payments/pay_another_1/captures"
+
+
+def ask_something_else(data: Copy) -> None:
+    for line in data.attempts("/captures"):
+        line["path"] = line["path"].replace("captures", "refunds")
+
+
+def never_answer_and_do_something_else(data: Copy) -> None:
+    for line in data.attempts("/captures"):
+        line.update(path=line["path"].replace("captures", "refunds"), status=0)
+
+
+def capture_a_part_of_what_was_asked(data: Copy) -> None:
+    data.change(
+        "account.commands",
+        lambda one: kind(one) == "capture" and one.get("amount"),
+        lambda one: one.update(amount=one["amount"] * 10),
+    )
+
+
+def capture_a_part_where_all_was_asked(data: Copy) -> None:
+    data.change(
+        "account.commands",
+        lambda one: kind(one) == "capture" and one.get("amount") and not one.get("final", True),
+        lambda one: one.pop("amount"),
+    )
+
+
+def capture_another_payment(data: Copy) -> None:
+    data.change(
+        "account.commands",
+        of("capture"),
+        lambda one: one.update(payment_id=one["payment_id"].rpartition("_")[0] + "_0"),
+    )
+
+
+def capture_for_another_merchant(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_authorized"),
+        lambda e: e["payment"]["merchant"].update(id="another"),
+    )
+
+
+def drop_the_verdict(data: Copy) -> None:
+    data.change("payment.events", of("payment_authorized"), lambda e: e["payment"].pop("verdict"))
+
+
+def increment_against_the_verdict(data: Copy) -> None:
+    """It is so in both topics of commands: risk is right, and was not heard."""
+    data.change(
+        "account.commands",
+        of("increment"),
+        lambda one: one.setdefault("verdict", {}).update(response_code="61"),
+    )
+
+
+def change_the_status_beside_the_limit(data: Copy) -> None:
+    data.change(
+        "account.commands",
+        lambda one: kind(one) == "change_account" and one.get("status") == "blocked",
+        lambda one: (one.pop("status"), one.update(limit=1)),
+    )
+
+
+def refund_what_was_to_be_captured(data: Copy) -> None:
+    data.change("account.commands", of("capture"), lambda one: one.update(type="refund/1"))
+
+
+def pass_something_else_on(data: Copy) -> None:
+    """A request leaves risk without its merchant."""
+    data.change(
+        "account.commands", lambda one: kind(one) == "authorize", lambda one: one["merchant"].pop("id")
+    )
+
+
+def take_back_what_was_acknowledged(data: Copy) -> None:
+    """A time-out of an attempt that nobody knows undoes an answer that somebody has."""
+    request_id = data.held()
+    records, _, command = data.find("account.commands", lambda one: one.get("request_id") == request_id)
+    _, _, event = data.find("payment.events", lambda one: one.get("request_id") == request_id)
+    time_out = {**command, "type": "time_out_reversal/1", "attempt": "another"}
+    undone = {**event, "type": "payment_reversed/1", "response_code": "68"}
+    data.decide(records[0].partition, time_out, undone)
+
+
+def refuse_what_took_effect(data: Copy) -> None:
+    for line in data.attempts("/authorize"):
+        line["status"] = 404
+
+
+def forbid_what_took_effect(data: Copy) -> None:
+    """It is refused, too."""
+    attempts = data.attempts("/captures")
+    for line in attempts:
+        line["status"] = 409
+    request_id = attempts[0]["body"]["request_id"]
+    records, index, event = data.find("payment.events", lambda one: one.get("request_id") == request_id)
+    refused = {
+        "type": "request_refused/1", "at": event["at"], "position": event["position"],
+        "account_id": event["account"]["account_id"], "client": event["client"], "request_id": request_id,
+        "payment_id": event["payment"]["payment_id"], "http_status": 409, "reason": "the moon is full",
+    }  # fmt: skip
+    records.insert(index + 1, records[index]._replace(value=msgspec.json.encode(refused)))
+
+
+def refuse_after_an_answer(data: Copy) -> None:
+    line = data.attempts("/authorize")[0]
+    data.lines.append({**line, "status": 400})
+
+
+def do_something_for_a_repetition(data: Copy) -> None:
+    """A request that was answered is refused when it comes again."""
+    records, _, event = data.find("payment.events", of("account_paid"))
+    _, _, command = data.find("account.commands", lambda one: one.get("request_id") == event["request_id"])
+    refused = {
+        "type": "request_refused/1", "account_id": command["account"], "client": event["client"],
+        "request_id": command["request_id"], "http_status": 409, "reason": "the moon is full",
+    }  # fmt: skip
+    data.decide(records[0].partition, command, refused)
+
+
+def forget_a_request_that_was_answered(data: Copy) -> None:
+    records, index, _ = data.row("authorization.decide", "requests")
+    records.append(records[index]._replace(value=None, offset=records[-1].offset + 1))
+
+
+def remember_another_refusal(data: Copy) -> None:
+    data.change_row(
+        "authorization.decide",
+        "requests",
+        lambda row: row[5] and row[5]["status"] == 409,
+        lambda row: row[5].update(status=404),
+    )
+
+
+def remember_another_answer_on_an_account(data: Copy) -> None:
+    data.change_row(
+        "authorization.decide",
+        "requests",
+        lambda row: row[5] and row[5].get("account"),
+        lambda row: row[5].update(status=409),
+    )
+
+
+def remember_another_request(data: Copy) -> None:
+    data.change_row(
+        "authorization.decide", "requests", lambda row: row[2], lambda row: row.__setitem__(2, "another")
+    )
 
 
 def answer_otherwise(data: Copy) -> None:
@@ -388,11 +605,31 @@ def write_a_card_number(data: Copy) -> None:
 MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("acknowledged-once", lose_an_outcome),
     ("acknowledged-once", do_it_twice),
+    ("acknowledged-once", ask_another_amount),
+    ("acknowledged-once", ask_for_other_decimals),
+    ("acknowledged-once", ask_for_another_payment),
+    ("acknowledged-once", ask_something_else),
+    ("acknowledged-once", take_back_what_was_acknowledged),
+    ("acknowledged-once", refuse_what_took_effect),
+    ("acknowledged-once", forbid_what_took_effect),
     ("answers-stable", answer_otherwise),
+    ("answers-stable", refuse_after_an_answer),
     ("event-has-request", forget_a_request),
     ("event-has-request", forget_a_command),
+    ("event-has-request", capture_a_part_of_what_was_asked),
+    ("event-has-request", capture_a_part_where_all_was_asked),
+    ("event-has-request", capture_another_payment),
+    ("event-has-request", capture_for_another_merchant),
+    ("event-has-request", drop_the_verdict),
+    ("event-has-request", increment_against_the_verdict),
+    ("event-has-request", change_the_status_beside_the_limit),
     ("command-decided-once", decide_twice),
+    ("command-decided-once", do_it_twice_with_nobody_watching),
+    ("command-decided-once", do_something_for_a_repetition),
+    ("command-decided-once", refund_what_was_to_be_captured),
+    ("command-decided-once", take_back_what_was_acknowledged),
     ("unknown-ended", leave_it_unknown_and_do_it_twice),
+    ("unknown-ended", never_answer_and_do_something_else),
     ("time-out-leaves-no-hold", promise_no_hold),
     ("reads", show_another_amount),
     ("reads", show_it_as_it_was_before),
@@ -405,6 +642,7 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("decisions", decline_what_was_there),
     ("velocity", approve_too_often),
     ("velocity", count_wrongly),
+    ("velocity", pass_something_else_on),
     ("journal-balanced", post_a_cent_more),
     ("hash-chain", change_an_entry),
     ("hash-chain", leave_out_an_entry),
@@ -417,6 +655,10 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("tables", change_an_account),
     ("tables", change_a_balance),
     ("tables", forget_a_hold),
+    ("tables", forget_a_request_that_was_answered),
+    ("tables", remember_another_refusal),
+    ("tables", remember_another_answer_on_an_account),
+    ("tables", remember_another_request),
     ("read-model", change_a_row),
     ("read-model", leave_out_a_row),
     ("all-processed", leave_work_undone),
@@ -486,10 +728,46 @@ def test_a_broken_invariant_is_named(name: str, breaks: Callable[[Copy], None], 
     findings = audit(data)
     assert findings[name].wrong, f"{breaks.__name__} went unseen by {name}: {findings.violations}"
     assert not findings.passed
-    if breaks is lose_an_outcome:
+    if breaks in (lose_an_outcome, take_back_what_was_acknowledged, ask_another_amount):
         assert findings.lost == 1
-    if breaks is do_it_twice:
+    if breaks in (do_it_twice, do_it_twice_with_nobody_watching):
         assert findings.duplicated == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "changes"),
+    [
+        ([("a", 404), ("a", 404), ("a", 504)], 0),
+        ([("a", 504), ("a", 200), ("a", 200)], 0),
+        ([("a", 200), ("b", 422), ("b", 422)], 0),
+        ([("b", 422), ("a", 200)], 0),
+        ([("a", 200), ("a", 422)], 1),
+        ([("a", 400), ("a", 200)], 1),
+        ([("a", 200), ("a", 409)], 1),
+    ],
+)
+def test_an_answer_is_for_ever_and_another_request_with_its_id_is_refused(
+    answers: list[tuple[str, int]], changes: int
+) -> None:
+    story, findings = Story(), Findings()
+    for reason, status in answers:
+        body = {"request_id": "r", "reason": reason}
+        story.add({"path": "/payments/pay_x_1/reversals", "body": body, "status": status}, findings)
+    assert findings["answers-stable"].wrong == changes
+
+
+@pytest.mark.parametrize(
+    ("text", "minor", "currency", "right"),
+    [
+        ("7", 7, "JPY", True), ("7", 700, "JPY", False), ("7", 700, "USD", False), ("7.00", 700, "USD", True),
+        ("7.00", 700, "", True), ("7.000", 7_000, "KWD", True), ("7.0000", 70_000, "CLF", True),
+        ("seven", 7, "JPY", False), ("", 0, "JPY", False),
+    ],
+)  # fmt: skip
+def test_an_amount_has_the_decimals_of_its_currency(
+    text: str, minor: int, currency: str, right: bool
+) -> None:
+    assert is_amount(text, minor, currency) == right
 
 
 def test_every_check_can_fail() -> None:
