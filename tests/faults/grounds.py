@@ -38,6 +38,10 @@ from tests.postgresql import Server
 READY_S_MAX: Final = 180.0
 PAUSE_S: Final = 0.05
 QUIET_S_MAX: Final = 600.0
+HOLD_FUEL_S: Final = 5.0
+"""So that some holds expire under fire."""
+EXPIRED_S: Final = HOLD_FUEL_S + 5.0
+"""After a request its hold has been released: ticks come every second."""
 NO_TABLES: Final = frozenset({"gateway", "projection", "connector", "clearing-house"})
 """Services without RocksDB."""
 
@@ -92,7 +96,7 @@ class Grounds:
             "partitions": 3,  # one for each of three workers
             "clearing_cycle_s": 4.0, "clearing_present_again_s": 4.0, "compensation_retry_s": 5.0,
             "clearing_rejections": 0.05, "clearing_lost_answers": 0.05, "connector_tries_max": 3,
-            "hold_fuel_s": 20.0,  # so that some holds expire
+            "hold_fuel_s": HOLD_FUEL_S,
             "gateway_answer_target_s": 0.0,  # after each fault answers are late: none is refused for it
             **settings,
         }  # fmt: skip
@@ -100,6 +104,8 @@ class Grounds:
         self.settings: Settings
         self.zombies: Counter[str] = Counter()
         """What became of workers that were frozen beyond their session."""
+        self.clock_ahead_until = 0.0
+        """When the time will have come that requests were given by a clock ahead: monotonic seconds."""
         self._extra: dict[str, Child] = {}
         self._mounted: set[Path] = set()
 
@@ -386,8 +392,10 @@ class Grounds:
         return fences_of(broker.home / "data")
 
     async def quiet(self) -> None:
-        """Returns when every consumer has read all but ticks, and every capture has its outcome."""
+        """Returns when every hold that expires soon has done so, every consumer has read all but ticks, and
+        every capture has its outcome. Nobody may send requests any more."""
         deadline = time.monotonic() + QUIET_S_MAX
+        await asyncio.sleep(EXPIRED_S + max(0.0, self.clock_ahead_until - time.monotonic()))
         why = "nothing was asked yet"
         while time.monotonic() < deadline:
             try:

@@ -273,6 +273,8 @@ async def _jump(scene: Scene, _: str) -> None:
             for offset_s in (AHEAD_S, BACK_S, 0):
                 file.write_text(str(offset_s))
                 await asyncio.sleep(PHASE_S / 2)
+                if offset_s > 0:
+                    scene.grounds.clock_ahead_until = time.monotonic() + offset_s
         finally:
             scene.client.gateways.remove(address)
         await asyncio.sleep(0.5)
