@@ -177,6 +177,7 @@ async def _cluster(settings: Settings) -> AsyncIterator[Check]:
         return
     yield Check("broker", Verdict.OK, f"{settings.broker}: answers at {servers}")
     yield _topics(settings, found)
+    yield await _coordinators(settings)
     yield await _transactions(settings)
     yield await _dead_letters(settings, found)
     for check in await _lag(settings):
@@ -202,6 +203,17 @@ def _topics(settings: Settings, found: dict[str, kafka.TopicStatus]) -> Check:
     if wrong:
         return Check("topics", Verdict.FAIL, "; ".join(wrong), "`mini-visa topics apply`")
     return Check("topics", Verdict.OK, f"all {len(kafka.plans(settings))} there, configured as declared")
+
+
+async def _coordinators(settings: Settings) -> Check:
+    """A single Kafka that is started again on a busy machine can load one of them twice, and lose it."""
+    silent = await kafka.silent_coordinators(settings)
+    if not silent:
+        return Check("coordinators", Verdict.OK, "all groups have one")
+    listed = "; ".join(f"of {kafka.OFFSETS_TOPIC}/{partition}: {why}" for partition, why in silent.items())
+    return Check(
+        "coordinators", Verdict.FAIL, listed, "stays it so for a minute, restart that partition's leader"
+    )
 
 
 async def _transactions(settings: Settings) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import ssl
@@ -46,6 +47,10 @@ STALLED_S = 20.0
 BROKER_PATIENCE_S = 60.0
 """How long a service that starts waits for a broker that does not answer."""
 BROKER_RETRY_S = 0.25
+OFFSETS_TOPIC = "__consumer_offsets"
+COORDINATOR_S = 5.0
+COORDINATOR_AWAY = {14: "it loads", 15: "it is not available", 16: "it says that it is not the coordinator"}
+"""Errors with which a group's coordinator refuses whatever is asked of it."""
 TIMESTAMP_AHEAD_MS_MAX = 60_000
 """The broker refuses a record further in the future: no one record may move a partition's time."""
 DEAD_LETTERS_RETENTION_MS = 30 * 24 * HOUR_MS
@@ -641,6 +646,43 @@ class Lag:
     @property
     def records(self) -> int:
         return max(0, self.end - self.committed)
+
+
+def _coordinator_of(group: str, partitions: int) -> int:
+    """The partition of __consumer_offsets whose leader is the group's coordinator, by Java's hash of a name
+    in ASCII."""
+    digest = 0
+    for character in group.encode("ascii"):
+        digest = (31 * digest + character) & 0xFFFFFFFF
+    return (digest & 0x7FFFFFFF) % partitions
+
+
+async def silent_coordinators(settings: Settings) -> dict[int, str]:
+    """Partitions of __consumer_offsets whose coordinator refuses to work, and with which error.
+
+    Asks each for a group that nobody has. One that loads takes some seconds, so it is asked for
+    `COORDINATOR_S` before it counts. A cluster without groups has none.
+    """
+    async with admin(settings) as client:
+        (found,) = await client.describe_topics([OFFSETS_TOPIC])
+        count = len(found["partitions"])
+        probes: dict[int, str] = {}
+        names = (f"{settings.environment}-doctor-{number}" for number in itertools.count())
+        while len(probes) < count:
+            name = next(names)
+            probes.setdefault(_coordinator_of(name, count), name)
+        deadline = time.monotonic() + COORDINATOR_S
+        while True:
+            silent = {}
+            for partition, name in probes.items():
+                (answer,) = await client.describe_consumer_groups([name])
+                code = answer.groups[0][0]
+                if code in COORDINATOR_AWAY:
+                    silent[partition] = COORDINATOR_AWAY[code]
+            if not silent or time.monotonic() > deadline:
+                return silent
+            probes = {partition: probes[partition] for partition in silent}
+            await asyncio.sleep(0.5)
 
 
 async def lag(settings: Settings, *, ages: bool = False) -> list[Lag]:

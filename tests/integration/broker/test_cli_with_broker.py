@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from mini_visa import topics
+from mini_visa import kafka, topics
 from mini_visa.domain.events import AccountOpened, PaymentAuthorized, PaymentUnknownCard, TimePassed
 from mini_visa.domain.payment import Account, Card, Payment, PaymentStatus
 
@@ -81,6 +81,19 @@ async def test_a_newcomer_creates_the_topics_and_the_doctor_is_content(shell):
     assert "for ever" in shell("topics", "list")
     checks = {check["subject"]: check for check in json.loads(shell("doctor", "--json"))}
     assert checks["topics"]["verdict"] == checks["dead letters"]["verdict"] == "OK"
+
+
+async def test_the_doctor_asks_the_coordinator_of_every_group(shell):
+    """Groups of these names are those of a system; where each is kept was read in a broker's own files."""
+    async with AIOKafkaConsumer(bootstrap_servers=shell.address, group_id="somebody"):
+        pass  # now there are coordinators
+    checks = {check["subject"]: check for check in json.loads(shell("doctor", "--json", code=1))}
+    assert checks["coordinators"] == {
+        "subject": "coordinators", "verdict": "OK", "finding": "all groups have one", "remedy": "",
+    }  # fmt: skip
+    kept = {"risk.assess": 2, "authorization.decide": 2, "reversal.compensate": 2, "connector": 0,
+            "projection": 0, "ledger.balances": 1, "ledger.journal": 1, "clearing.net": 3}  # fmt: skip
+    assert {name: kafka._coordinator_of(f"dev.{name}", 4) for name in kept} == kept
 
 
 async def test_the_doctor_names_what_waits_and_what_was_refused(shell):
