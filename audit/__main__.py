@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="write a recording before the audit")
     parser.add_argument("--running", action="store_true", help="services are at work: lag is no fault")
     parser.add_argument("--other-fees", action="store_true", help="the fee schedule is not the default one")
+    parser.add_argument("--other-holds", action="store_true", help="holds do not last as by default")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
                 running=given.running,
                 as_json=given.json,
                 usual_fees=not given.other_fees,
+                usual_holds=not given.other_holds,
             )
         options = {"bootstrap_servers": given.broker.removeprefix("kafka://").split(",")}
         cluster = Cluster(options, given.environment, given.database, given.history)
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
                 as_json=given.json,
                 recorded=given.record,
                 usual_fees=not given.other_fees,
+                usual_holds=not given.other_holds,
             )
         finally:
             cluster.close()
@@ -62,6 +65,7 @@ def run(
     as_json: bool,
     recorded: Path | None = None,
     usual_fees: bool = True,
+    usual_holds: bool = True,
 ) -> int:
     """Audit and print. Returns the exit code."""
     if recorded is not None:
@@ -72,7 +76,9 @@ def run(
         if sys.stderr.isatty()
         else None
     )
-    findings = Audit(evidence, running=running, usual_fees=usual_fees, told=told).run()
+    findings = Audit(
+        evidence, running=running, usual_fees=usual_fees, usual_holds=usual_holds, told=told
+    ).run()
     if told is not None:
         told("")
     print(json.dumps(findings.document()) if as_json else findings.text())

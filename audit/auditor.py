@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from audit.accounts import Account, Book, Payment, fingerprint, name_of
+from audit.accounts import Account, Book, Payment, Postings, fingerprint, name_of
 from audit.commands import Deed, Effect, deed_of, meaning_of
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
@@ -91,6 +91,35 @@ class Tables(NamedTuple):
     next_offset: int
 
 
+class Commands:
+    """The commands of one partition, in step with the events that they made: both have one order."""
+
+    def __init__(self, records: Iterator[Record]) -> None:
+        self._records = records
+        self._offset = -1
+        self._value: bytes | None = None
+
+    def at(self, position: int) -> dict[str, Any] | None:
+        """The command at this offset, which is not before the one that was asked for last; None when there is
+        none that can be read."""
+        while self._offset < position:
+            record = next(self._records, None)
+            if record is None:
+                return None
+            self._offset, self._value = record.offset, record.value
+        if self._offset > position:
+            return None
+        try:
+            command = _json(self._value or b"")
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        return command if isinstance(command, dict) else None
+
+    def close(self) -> None:
+        if isinstance(self._records, Generator):
+            self._records.close()
+
+
 class Audit:
     """One run over the evidence. `running`: services are at work, so what is left to do is no fault."""
 
@@ -100,12 +129,14 @@ class Audit:
         *,
         running: bool = False,
         usual_fees: bool = True,
+        usual_holds: bool = True,
         told: Callable[[str], None] | None = None,
     ):
         self.evidence = evidence
         self.findings = Findings()
         self.running = running
         self.usual_fees = usual_fees
+        self.usual_holds = usual_holds
         self._tell = told or (lambda _: None)
         self.partitions = evidence.partitions.get("payment.events", 0)
         self.effects: dict[Request, list[Effect]] = defaultdict(list)
@@ -275,7 +306,7 @@ class Audit:
         tables = {name: self.tables(name, p) for name in SOURCES}
         journal = self._journal(p)
         decided = tables["authorization.decide"]
-        book = Book(self.findings, self.usual_fees)
+        book = Book(self.findings, self.usual_fees, self.usual_holds)
         money: dict[int, tuple[int, str]] = {}
         events = self._events(p, book, money, decided)
         journaled = tables["ledger.journal"]
@@ -354,6 +385,7 @@ class Audit:
         """Accounts that events after the tables' progress are about."""
         position, upto = -1, decided.next_offset if decided else 0
         counted = self.findings.counts
+        commands = Commands(self.evidence.records("account.commands", p))
         for record, event in self.records("payment.events", p):
             kind = name_of(event)
             if event["position"] < position:
@@ -365,7 +397,7 @@ class Audit:
                 continue
             counted["events"] = counted.get("events", 0) + 1
             where = f"payment.events/{p}/{record.offset}"
-            postings = book.feed(event, where)
+            postings = book.feed(event, where, commands.at(position))
             if postings:
                 money[record.offset] = fingerprint(postings), kind
             account = _account_of(event)
@@ -392,6 +424,7 @@ class Audit:
                     self._places[account] = place
                 if "payment" in event:
                     self._places[payment_id] = place
+        commands.close()
         return by_position
 
     def _remember(self, book: Book, event: dict[str, Any], kind: str, payment_id: str, at: Moment) -> None:
@@ -570,8 +603,8 @@ class Audit:
         pending = {
             f"{payment_id}-{n}"
             for payment_id, payment in book.payments.items()
-            for n, (_, state) in payment.parts.items()
-            if state == "submitted"
+            for n, capture in enumerate(payment.captures, 1)
+            if capture.state == "submitted"
         }
         if not self.running:
             found = set(tables["clearing.present"].rows.get("presentments", {}))
@@ -584,13 +617,13 @@ class Audit:
         if reversal is None:
             return
         sagas, check = reversal.rows.get("sagas", {}), self.findings["sagas"]
-        begun = {payment_id for payment_id, payment in book.payments.items() if payment.parts}
+        begun = {payment_id for payment_id, payment in book.payments.items() if payment.captures}
         check.looked_at += len(begun)
         if self.running:
             return
         for payment_id in sagas:
             check.fails(f"{payment_id}: {sagas[payment_id]}")
-        for key in pending - {f"{payment_id}-" for payment_id in sagas}:
+        for key in pending:
             if key.rpartition("-")[0] not in sagas:
                 check.fails(f"capture {key} has no outcome and no saga waits for it")
 
@@ -624,7 +657,7 @@ class Audit:
             check.skipped = "clearing has never run"
             return
         chain = Chain(self.findings, self.totals)
-        paid: dict[int, dict[str, int]] = {}
+        paid: dict[int, Postings] = {}
         entries = self.read.get("journal_entries", {})
         applied = self.applied.get(("ledger.settlement-journal", p), 0)
         for record, entry in self.records("ledger.settlement-journal", p):
@@ -651,9 +684,10 @@ class Audit:
             where = f"settlement.positions/{p}/{record.offset}"
             if name_of(position) == "settlement_position":
                 open_.append(position)
-                net_amount = _net(position)
+                net_amount, currency = _net(position), position["currency"]
                 expected = {
-                    f"payable:merchant:{position['merchant_id']}": net_amount, "settlement:bank": -net_amount,
+                    (f"payable:merchant:{position['merchant_id']}", currency): net_amount,
+                    ("settlement:bank", currency): -net_amount,
                 } if net_amount else {}  # fmt: skip
                 if settle is not None and record.offset < settle.next_offset:
                     paid_out = paid.pop(record.offset, {})
@@ -734,14 +768,13 @@ class Audit:
                     f"{key[0]} in {key[1]}: {self.totals[key]} in the journals, {self.posted[key]} posted",
                 )
         captured: Counter[tuple[str, str]] = Counter()
-        held: Counter[tuple[str, str]] = Counter()
         check = self.findings["captures"]
         for payment in self.payments.values():
-            for amount, state in payment.parts.values():
+            for one in payment.captures:
                 check.looked_at += 1
-                captured[payment.currency, state] += amount
-                captured[payment.currency, "all"] += amount
-            standing = sum(amount for amount, state in payment.parts.values() if state != "rejected")
+                captured[payment.currency, one.state] += one.amount
+                captured[payment.currency, "all"] += one.amount
+            standing = sum(one.amount for one in payment.captures if one.state != "rejected")
             if standing != payment.captured:
                 check.fails(
                     f"a payment of {payment.account}: captures of {standing}, captured {payment.captured}"

@@ -81,10 +81,16 @@ def audit(
     from mini_visa.readmodel.database import database_url
 
     configured = settings()
+    fees = configured.fees_file is None
+    holds = all(
+        getattr(configured, name) == Settings.model_fields[name].default
+        for name in ("hold_days", "hold_days_travel", "hold_fuel_s")
+    )
     try:
         if recording is not None:
-            usual = configured.fees_file is None
-            done = audit_all(Recording(recording), running=running, as_json=as_json, usual_fees=usual)
+            done = audit_all(
+                Recording(recording), running=running, as_json=as_json, usual_fees=fees, usual_holds=holds
+            )
             raise typer.Exit(done)
         url = database_url(configured)
         there = url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
@@ -95,9 +101,8 @@ def audit(
         try:
             cluster.open()
             done = audit_all(
-                cluster, running=running, as_json=as_json, recorded=record,
-                usual_fees=configured.fees_file is None,
-            )  # fmt: skip
+                cluster, running=running, as_json=as_json, recorded=record, usual_fees=fees, usual_holds=holds
+            )
             raise typer.Exit(done)
         finally:
             cluster.close()

@@ -484,14 +484,71 @@ def skip_a_status(data: Copy) -> None:
 
 
 def decline_what_was_there(data: Copy) -> None:
-    """An amount below whatever the account had, which may be nothing."""
+    """For an amount below whatever the account had, which may be nothing."""
+    declined = data.find("payment.events", of("payment_declined"))[2]
     data.change(
         "payment.events",
-        of("payment_declined"),
+        lambda e: e == declined,
         lambda e: (
             e.update(response_code="51"),
             e["payment"].update(amount=-(10**12), response_code="51", verdict={}),
         ),
+    )
+    data.change(
+        "account.commands",
+        lambda one: one.get("request_id") == declined["request_id"] and kind(one) == "authorize",
+        lambda one: one.update(amount=-(10**12), verdict={}),
+    )
+
+
+def decline_an_increment_that_was_covered(data: Copy) -> None:
+    def declined(event: dict[str, Any]) -> None:
+        event.update(response_code="51")
+        event.pop("amount")
+
+    data.change(
+        "payment.events", lambda e: kind(e) == "payment_incremented" and "response_code" not in e, declined
+    )
+
+
+def decline_for_another_reason(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        lambda e: kind(e) == "payment_declined" and e["response_code"] == "51",
+        lambda e: (e.update(response_code="54"), e["payment"].update(response_code="54")),
+    )
+
+
+def refund_another_amount_than_was_asked_for(data: Copy) -> None:
+    refund = data.find("payment.events", lambda e: kind(e) == "payment_refunded" and client_of(e))[2]
+    data.change(
+        "account.commands",
+        lambda one: one.get("request_id") == refund["request_id"],
+        lambda one: one.update(amount=refund["amount"] - 1),
+    )
+
+
+def hold_for_a_day_more(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        lambda e: kind(e) == "payment_authorized" and e.get("amount"),
+        lambda e: e["payment"].update(expires_at=e["payment"]["expires_at"] + 86_400_000),
+    )
+
+
+def leave_out_what_was_available(data: Copy) -> None:
+    data.change("payment.events", lambda e: e.get("available_before"), lambda e: e.pop("available_before"))
+
+
+def take_another_currency(data: Copy) -> None:
+    data.change("payment.events", of("payment_captured"), lambda e: e["payment"].update(currency="EUR"))
+
+
+def say_that_it_has_cleared(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_captured"),
+        lambda e: e["payment"]["captures"][-1].update(state="cleared"),
     )
 
 
@@ -637,9 +694,16 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("reads", show_the_account_as_it_was_before),
     ("reads", not_find_it),
     ("account-sums", hold_a_cent_more),
+    ("account-sums", leave_out_what_was_available),
     ("payment-sums", capture_a_cent_more),
+    ("payment-sums", take_another_currency),
+    ("payment-sums", say_that_it_has_cleared),
     ("lifecycle", skip_a_status),
     ("decisions", decline_what_was_there),
+    ("decisions", decline_an_increment_that_was_covered),
+    ("decisions", decline_for_another_reason),
+    ("decisions", refund_another_amount_than_was_asked_for),
+    ("decisions", hold_for_a_day_more),
     ("velocity", approve_too_often),
     ("velocity", count_wrongly),
     ("velocity", pass_something_else_on),

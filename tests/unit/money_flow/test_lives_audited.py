@@ -79,3 +79,63 @@ def test_a_cent_that_is_missing_is_seen() -> None:
     left.topics["ledger.journal"][0] = row._replace(value=msgspec.json.encode(entry))
     findings = Audit(left).run()
     assert all(findings[name].wrong for name in ("journal-balanced", "hash-chain", "journal-complete"))
+
+
+def change(left: Left, topic: str, kind: str, **fields: Any) -> None:
+    """The last message of a kind says something else."""
+    log = left.topics[topic]
+    for index in reversed(range(len(log))):
+        message = msgspec.json.decode(log[index].value or b"")
+        if message["type"].startswith(kind):
+            log[index] = log[index]._replace(value=msgspec.json.encode(message | fields))
+            return
+    raise AssertionError(f"there is no {kind}")
+
+
+def disputed() -> Pipeline:
+    """A payment with a chargeback of all and a represented one of a part."""
+    flow = Pipeline()
+    payment = flow.authorize("10.00")
+    flow.capture(payment)
+    flow.clear(payment)
+    flow.charge_back(payment, "4.00")
+    flow.charge_back(payment, "6.00")
+    flow.represent(payment, 1)
+    return flow
+
+
+def test_the_end_of_another_chargeback_is_seen() -> None:
+    left = Left(disputed())
+    change(left, "account.commands", "represent_chargeback", n=2)
+    change(left, "payment.events", "chargeback_represented", n=2)
+    assert Audit(left).run()["decisions"].wrong
+
+
+def test_a_chargeback_that_is_still_open_after_its_end_is_seen() -> None:
+    left = Left(disputed())
+    log = left.topics["payment.events"]
+    event = msgspec.json.decode(log[-1].value or b"")
+    event["payment"]["chargebacks"][0].pop("state")
+    log[-1] = log[-1]._replace(value=msgspec.json.encode(event))
+    assert Audit(left).run()["payment-sums"].wrong
+
+
+def test_a_part_that_nobody_asked_to_approve_is_seen() -> None:
+    flow = Pipeline(limit="5.00")
+    flow.authorize("10.00", partial_approval=True)
+    left = Left(flow)
+    change(left, "account.commands", "authorize", partial_approval=False)
+    assert Audit(left).run()["decisions"].wrong
+
+
+def test_what_is_decided_while_a_hold_is_overdue_is_seen() -> None:
+    flow = Pipeline()
+    flow.authorize("10.00")
+    flow.authorize("20.00")
+    left = Left(flow)
+    log = left.topics["payment.events"]
+    event = msgspec.json.decode(log[-1].value or b"")
+    event["at"] += 8 * 86_400_000
+    log[-1] = log[-1]._replace(value=msgspec.json.encode(event))
+    examples = Audit(left).run()["decisions"].examples
+    assert any("a hold that ended at" in example for example in examples)
