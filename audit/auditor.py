@@ -16,6 +16,7 @@ from audit.evidence import Evidence, Record
 from audit.findings import Findings
 from audit.ledger import Chain
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
+from audit.settlement import PAYABLE, Cycles, Due
 from audit.stories import Story
 from audit.velocity import Recount
 
@@ -146,6 +147,9 @@ class Audit:
         """Of both journals: (ledger account, currency) -> debits less credits."""
         self.posted: Counter[tuple[str, str]] = Counter()
         """The same of ledger.postings."""
+        self.due = Due(self.findings, running)
+        self.unsettled: Counter[tuple[str, str]] = Counter()
+        """(merchant, currency) -> what is owed for items of no closed cycle."""
         self.pans: set[bytes] = set()
         self.planted: set[Place] = set()
         self.requests: set[tuple[str, str]] = set()
@@ -241,6 +245,7 @@ class Audit:
         for partition in range(self.partitions):
             self._settlement(partition)
             self._balances(partition)
+        self.due.end()
         self._sums()
         self._rest_of_read_model()
         self._other_topics()
@@ -308,7 +313,9 @@ class Audit:
         decided = tables["authorization.decide"]
         book = Book(self.findings, self.usual_fees, self.usual_holds)
         money: dict[int, tuple[int, str]] = {}
-        events = self._events(p, book, money, decided)
+        clearing = tables["clearing.present"]
+        presented = 0 if clearing is None else clearing.next_offset
+        events = self._events(p, book, money, decided, presented)
         journaled = tables["ledger.journal"]
         self._compare_journal(p, money, journal, 0 if journaled is None else journaled.next_offset)
         assessed, requests = self._commands(p, events, decided)
@@ -374,9 +381,15 @@ class Audit:
         return found
 
     def _events(
-        self, p: int, book: Book, money: dict[int, tuple[int, str]], decided: Tables | None
+        self,
+        p: int,
+        book: Book,
+        money: dict[int, tuple[int, str]],
+        decided: Tables | None,
+        presented: int,
     ) -> dict[int, list[tuple[Request | None, Deed]]]:
-        """Fold the events; returns them by the position of their command."""
+        """Fold the events; returns them by the position of their command. `presented`: clearing has done
+        those before this offset."""
         by_position: dict[int, list[tuple[Request | None, Deed]]] = defaultdict(list)
         rows = self.read.get("payment_events", {})
         applied = self.applied.get(("payment.events", p), 0)
@@ -400,6 +413,8 @@ class Audit:
             postings = book.feed(event, where, commands.at(position))
             if postings:
                 money[record.offset] = fingerprint(postings), kind
+            if record.offset < presented:
+                self.due.add(event, postings, where)
             account = _account_of(event)
             deed = deed_of(event)
             effect, payment_id = deed.effect, deed.effect.payment_id
@@ -654,8 +669,7 @@ class Audit:
         check, net = self.findings["settlement"], self.tables("clearing.net", p)
         settle = self.tables("ledger.settle", p)
         if net is None:
-            check.skipped = "clearing has never run"
-            return
+            check.skipped = self.findings["merchant-items"].skipped = "clearing has never run"
         chain = Chain(self.findings, self.totals)
         paid: dict[int, Postings] = {}
         entries = self.read.get("journal_entries", {})
@@ -674,60 +688,30 @@ class Audit:
                 )
         if settle is not None:
             self._row_is(p, settle, "settlement-chain", "head", [chain.number, chain.hash])
-        items: list[tuple[int, dict[str, Any]]] = [
-            (record.offset, item)
-            for record, item in self.records("clearing.items", p)
-            if name_of(item) == "clearing_item"
-        ]
-        open_: list[dict[str, Any]] = []
+        cycles = Cycles(self.findings, self._items(p))
         for record, position in self.records("settlement.positions", p):
             where = f"settlement.positions/{p}/{record.offset}"
-            if name_of(position) == "settlement_position":
-                open_.append(position)
-                net_amount, currency = _net(position), position["currency"]
-                expected = {
-                    (f"payable:merchant:{position['merchant_id']}", currency): net_amount,
-                    ("settlement:bank", currency): -net_amount,
-                } if net_amount else {}  # fmt: skip
-                if settle is not None and record.offset < settle.next_offset:
-                    paid_out = paid.pop(record.offset, {})
-                    check.expect(
-                        paid_out == expected, f"{where}: {net_amount} is owed, the journal says {paid_out}"
-                    )
+            if name_of(position) == "cycle_closed":
+                cycles.close(position, where)
                 continue
-            counted: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-            for offset, item in items:
-                if position["first_item"] <= offset < position["end_item"]:
-                    sums = counted[item["merchant_id"], item["currency"]]
-                    sums["items"] += 1
-                    for ours, theirs in (
-                        ("sales", "sale"),
-                        ("returns", "returned"),
-                        ("interchange", "interchange"),
-                        ("scheme_fees", "scheme_fee"),
-                    ):
-                        sums[ours] += item.get(theirs, 0)
-            told = {
-                (one["merchant_id"], one["currency"]): Counter(
-                    {
-                        name: one[name]
-                        for name in ("items", "sales", "returns", "interchange", "scheme_fees")
-                        if one.get(name)
-                    }
-                )
-                for one in open_
-            }
-            check.expect(
-                told == {key: _nonzero(sums) for key, sums in counted.items()}
-                and len(open_) == len(told) == position["positions"],
-                f"{where}: {position['cycle']} tells {len(open_)} positions, not what its items add up to",
-            )
-            open_ = []
+            expected = cycles.tell(position)
+            if settle is not None and record.offset < settle.next_offset:
+                found = paid.pop(record.offset, {})
+                check.expect(found == expected, f"{where}: paid is {found}, owed {expected}")
+        self.unsettled.update(cycles.open)
         for source in paid:
             if settle is not None and source < settle.next_offset:
                 check.fails(f"ledger.settlement-journal/{p}: position {source} was paid and is not there")
         for name, tables in (("clearing.net", net), ("ledger.settle", settle)):
             self._processed(name, SOURCES[name], p, None if tables is None else tables.next_offset)
+
+    def _items(self, p: int) -> list[tuple[int, dict[str, Any]]]:
+        found = []
+        for record, item in self.records("clearing.items", p):
+            if name_of(item) == "clearing_item":
+                self.due.take(item, f"clearing.items/{p}/{record.offset}")
+                found.append((record.offset, item))
+        return found
 
     def _balances(self, p: int) -> None:
         tables = self.tables("ledger.balances", p)
@@ -789,6 +773,7 @@ class Audit:
                 )
         if not self.totals or self.running:
             return
+        self._merchants()
         check, held = self.findings["trial-balance"], Counter[tuple[str, str]]()
         for account_id, account in self.accounts.items():
             for name, amount in (("holds", account.held), ("receivable", account.posted)):
@@ -799,6 +784,18 @@ class Audit:
             held["holds:contra", account.currency] -= account.held
         for key, amount in held.items():
             check.expect(self.totals[key] == amount, f"{key}: {self.totals[key]}, all holds make {amount}")
+
+    def _merchants(self) -> None:
+        """What is owed to a merchant is what no closed cycle has paid."""
+        check = self.findings["settlement"]
+        owed = {key for key in self.totals if key[0].startswith(PAYABLE)}
+        for account, currency in owed | {(PAYABLE + merchant, of) for merchant, of in self.unsettled}:
+            found = -self.totals[account, currency]
+            open_ = self.unsettled[account.removeprefix(PAYABLE), currency]
+            check.expect(
+                found == open_,
+                f"{account} is owed {found} {currency}, its items of no closed cycle make {open_}",
+            )
 
     # -- the read model
 
@@ -1081,14 +1078,3 @@ def _account_of(event: dict[str, Any]) -> str:
 
 def _account_in(payment_id: str) -> str:
     return "tok_" + payment_id[4:].rpartition("_")[0]
-
-
-def _nonzero(sums: Counter[str]) -> dict[str, int]:
-    return {name: amount for name, amount in sums.items() if amount}
-
-
-def _net(position: dict[str, Any]) -> int:
-    return int(
-        position.get("sales", 0) - position.get("returns", 0) - position.get("interchange", 0)
-        - position.get("scheme_fees", 0)
-    )  # fmt: skip

@@ -51,6 +51,7 @@ CHECKS: Final = (
     ("journal-complete", "every event that moves money has its one entry, with the right postings", "events"),
     ("trial-balance", "all ledger accounts together sum to zero in each currency", "ledger accounts"),
     ("captures", "captured = cleared + rejected + pending, and suspense is what is pending", "captures"),
+    ("merchant-items", "each change of what a merchant is owed is settled by one item", "items"),
     ("settlement", "a closed cycle pays each merchant what its items say, once", "positions"),
     ("sagas", "every saga has ended", "sagas"),
     ("tables", "the tables equal a fold of the log", "rows"),

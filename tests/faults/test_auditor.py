@@ -600,6 +600,40 @@ def pay_a_merchant_more(data: Copy) -> None:
     )
 
 
+def settle_it_twice(data: Copy) -> None:
+    """An item once more, as the last one of its partition: no cycle has been closed since."""
+    records, index, _ = data.find("clearing.items", of("clearing_item"))
+    data.append("clearing.items", records[index])
+
+
+def never_settle_it(data: Copy) -> None:
+    """As a tick, so that offsets and cycles stay as they are."""
+    records, index, _ = data.find("clearing.items", of("clearing_item"))
+    records[index] = records[index]._replace(value=b'{"type":"tick/1"}')
+
+
+def settle_for_another(data: Copy) -> None:
+    data.change("clearing.items", of("clearing_item"), lambda one: one.update(merchant_id="another"))
+
+
+def skip_an_item(data: Copy) -> None:
+    """A cycle that begins after its first item."""
+    first = data.find("clearing.items", of("clearing_item"))
+    data.change(
+        "settlement.positions",
+        lambda one: kind(one) == "cycle_closed" and one["partition"] == first[0][0].partition,
+        lambda one: one.update(first_item=first[0][first[1]].offset + 1),
+    )
+
+
+def pay_in_another_currency(data: Copy) -> None:
+    """Both sides of the entry, which balances."""
+    records, index, entry = data.find("ledger.settlement-journal", of("journal_entry"))
+    for posting in entry["postings"]:
+        posting[1] = "EUR"
+    records[index] = records[index]._replace(value=msgspec.json.encode(entry))
+
+
 def forget_a_saga(data: Copy) -> None:
     records = data.topics[f"{data.environment}.reversal.compensate.changelog"][0]
     row = b"\x01" + msgspec.msgpack.encode([1, 2, "clearing", [1]])
@@ -714,7 +748,13 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("trial-balance", post_a_cent_more),
     ("trial-balance", lose_a_posting),
     ("captures", lose_what_was_cleared),
+    ("merchant-items", settle_it_twice),
+    ("merchant-items", never_settle_it),
+    ("merchant-items", settle_for_another),
     ("settlement", pay_a_merchant_more),
+    ("settlement", settle_it_twice),
+    ("settlement", skip_an_item),
+    ("settlement", pay_in_another_currency),
     ("sagas", forget_a_saga),
     ("tables", change_an_account),
     ("tables", change_a_balance),
