@@ -15,6 +15,7 @@ from audit.commands import Deed, Effect, deed_of, meaning_of
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
 from audit.ledger import Chain
+from audit.readmodel import VIEWS, ReadModel
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
 from audit.settlement import PAYABLE, Cycles, Due
 from audit.stories import Story
@@ -37,20 +38,6 @@ SOURCES: Final = {
     "reversal.compensate": "payment.events",
 }
 """Processor -> the topic it reads."""
-VIEWS: Final = (
-    "payment.events", "fraud.alerts", "ledger.journal", "ledger.settlement-journal", "clearing.items",
-    "settlement.positions", "payment.sagas", "risk.rules",
-)  # fmt: skip
-"""What the read model is made from."""
-
-STATES: Final = {
-    "accounts": (
-        "account_id", ("status", "currency", "credit_limit", "held", "posted", "version", "place"),
-    ),
-    "payments": ("payment_id", ("status", "place")),
-}  # fmt: skip
-"""Tables of the read model -> their key, and the columns that are compared."""
-
 ROW_VERSIONS: Final = {"requests": (1, 2), "open-cycle": (1, 2)}
 """Of tables whose rows have changed; of all others, 1."""
 
@@ -161,10 +148,8 @@ class Audit:
         """Of each payment and account that the history has looked at."""
         self.buried: Counter[tuple[str, Place]] = Counter()
         """(service, source) -> dead letters."""
-        self.read: dict[str, dict[Any, Any]] = {}
-        """The read model: table -> key -> what is compared."""
-        self.applied: dict[tuple[str, int], int] = {}
-        """The read model's positions."""
+        self.model: ReadModel
+        """Read once the card numbers are known."""
         self.last_work: dict[tuple[str, int], int] = {}
         """Offset of the last record that is not a tick."""
 
@@ -173,6 +158,9 @@ class Audit:
     def records(self, topic: str, partition: int) -> Iterator[tuple[Record, Any]]:
         """Records and their messages. What is no message is a finding, unless it was planted."""
         check, counted, last = self.findings["no-pan"], 0, -1
+        self.last_work[topic, partition] = last
+        if partition >= self.evidence.partitions.get(topic, 0):
+            return
         for record in self.evidence.records(topic, partition):
             counted += 1
             value = record.value or b""
@@ -201,6 +189,11 @@ class Audit:
                     if found[start : start + length] in self.pans:
                         pan = found[start : start + length].decode()
                         self.findings["no-pan"].fails(f"{where}: {pan[:6]}...{pan[-4:]}")
+
+    def _search_row(self, text: bytes, where: str) -> None:
+        if self.pans:
+            self.findings["no-pan"].looked_at += 1
+            self._search(text, where)
 
     def tables(self, processor: str, partition: int) -> Tables | None:
         """None when the processor has never run on it."""
@@ -236,7 +229,7 @@ class Audit:
         self._read_history_first()
         self._dead_letters()
         self._tell("read model")
-        self._read_model()
+        self.model = ReadModel(self.evidence, self.findings, self._search_row)
         for partition in range(self.partitions):
             self._tell(f"partition {partition + 1} of {self.partitions}")
             self._partition(partition)
@@ -247,10 +240,11 @@ class Audit:
             self._balances(partition)
         self.due.end()
         self._sums()
-        self._rest_of_read_model()
         self._other_topics()
+        self._read_model_ends()
         self._tell("history")
         self._history()
+        self.findings.end()
         return self.findings
 
     def _read_history_first(self) -> None:
@@ -333,7 +327,7 @@ class Audit:
         self._planted_are_buried(p, tables)
         self.accounts |= book.accounts
         self.payments |= book.payments
-        self._accounts_in_read_model(p, book)
+        self.model.compare("accounts", "payments")
 
     def _processed(self, what: str, source: str, p: int, next_offset: int | None) -> None:
         last = self.last_work[source, p]
@@ -358,8 +352,6 @@ class Audit:
         """Offset of the event -> what its entry posts, as (fingerprint, kind)."""
         chain, found = Chain(self.findings, self.totals), {}
         self._heads: dict[int, tuple[int, str]] = getattr(self, "_heads", {})
-        entries = self.read.get("journal_entries", {})
-        applied = self.applied.get(("ledger.journal", p), 0)
         for record, entry in self.records("ledger.journal", p):
             where = f"ledger.journal/{p}/{record.offset}"
             if entry["partition"] != p:
@@ -370,13 +362,8 @@ class Audit:
                     f"{where}: a second entry for event {entry['source']}"
                 )
             found[entry["source"]] = fingerprint(postings), entry["kind"]
-            if record.offset < applied:
-                self._in_read_model(
-                    entries,
-                    entry["number"] << 15 | p,
-                    hash(record.value),
-                    f"journal entry {p}/{entry['number']}",
-                )
+            if self.model.has("ledger.journal", p, record.offset):
+                self.model.entry(record, entry)
         self._heads[p] = chain.number, chain.hash
         return found
 
@@ -391,9 +378,6 @@ class Audit:
         """Fold the events; returns them by the position of their command. `presented`: clearing has done
         those before this offset."""
         by_position: dict[int, list[tuple[Request | None, Deed]]] = defaultdict(list)
-        rows = self.read.get("payment_events", {})
-        applied = self.applied.get(("payment.events", p), 0)
-        self._places: dict[str, int] = {}
         self._after: set[str] = set()
         """Accounts that events after the tables' progress are about."""
         position, upto = -1, decided.next_offset if decided else 0
@@ -432,13 +416,8 @@ class Audit:
                 self._after.add(account)
             if self.lives:
                 self._remember(book, event, kind, payment_id, Moment(p, record.offset, position, 0))
-            if record.offset < applied:
-                place = record.offset << 14 | p
-                self._in_read_model(rows, place, hash(record.value), where)
-                if "account" in event:
-                    self._places[account] = place
-                if "payment" in event:
-                    self._places[payment_id] = place
+            if self.model.has("payment.events", p, record.offset):
+                self.model.event(record, event, account)
         commands.close()
         return by_position
 
@@ -658,7 +637,7 @@ class Audit:
                 check.expect(
                     count == 1, f"{topic}/{p}/{offset}, planted, has {count} dead letters of {service}"
                 )
-            if topic in VIEWS and self.applied.get((topic, p), 0) > offset:
+            if topic in VIEWS and self.model.has(topic, p, offset):
                 # At least once: a crash between the letter and the commit sends it again.
                 count = self.buried["projection", (topic, partition, offset)]
                 check.expect(count >= 1, f"{topic}/{p}/{offset}, planted, has no dead letter of projection")
@@ -672,25 +651,20 @@ class Audit:
             check.skipped = self.findings["merchant-items"].skipped = "clearing has never run"
         chain = Chain(self.findings, self.totals)
         paid: dict[int, Postings] = {}
-        entries = self.read.get("journal_entries", {})
-        applied = self.applied.get(("ledger.settlement-journal", p), 0)
         for record, entry in self.records("ledger.settlement-journal", p):
             where = f"ledger.settlement-journal/{p}/{record.offset}"
             if entry["source"] in paid:
                 check.fails(f"{where}: position {entry['source']} is paid twice")
             paid[entry["source"]] = chain.feed(entry, where)
-            if record.offset < applied:
-                self._in_read_model(
-                    entries,
-                    (entry["number"] << 1 | 1) << 14 | p,
-                    hash(record.value),
-                    f"settlement {p}/{entry['number']}",
-                )
+            if self.model.has("ledger.settlement-journal", p, record.offset):
+                self.model.entry(record, entry)
         if settle is not None:
             self._row_is(p, settle, "settlement-chain", "head", [chain.number, chain.hash])
         cycles = Cycles(self.findings, self._items(p))
         for record, position in self.records("settlement.positions", p):
             where = f"settlement.positions/{p}/{record.offset}"
+            if self.model.has("settlement.positions", p, record.offset):
+                self.model.other(record, position)
             if name_of(position) == "cycle_closed":
                 cycles.close(position, where)
                 continue
@@ -708,6 +682,8 @@ class Audit:
     def _items(self, p: int) -> list[tuple[int, dict[str, Any]]]:
         found = []
         for record, item in self.records("clearing.items", p):
+            if self.model.has("clearing.items", p, record.offset):
+                self.model.other(record, item)
             if name_of(item) == "clearing_item":
                 self.due.take(item, f"clearing.items/{p}/{record.offset}")
                 found.append((record.offset, item))
@@ -797,104 +773,32 @@ class Audit:
                 f"{account} is owed {found} {currency}, its items of no closed cycle make {open_}",
             )
 
-    # -- the read model
-
-    def _read_model(self) -> None:
-        read, check = self.evidence.rows, self.findings["read-model"]
-        positions = read("positions")
-        if positions is None:
-            if self.evidence.has_read_model:
-                check.fails("the database has no tables of a read model")
-            check.skipped = "no read model was given"
-            return
-        self.applied = {(row["topic"], row["partition"]): row["next_offset"] for row in positions}
-        texts = {
-            "payment_events": ("place", "event"),
-            "journal_entries": ("entry_key", "entry"),
-            "alerts": ("alert_id", "alert"),
-        }
-        for table, (key, text) in texts.items():
-            rows = read(table)
-            if rows is not None:
-                found = self.read[table] = {}
-                for row in rows:
-                    value = row[text].encode()
-                    found[row[key]] = hash(value)
-                    if self.pans:
-                        self.findings["no-pan"].looked_at += 1
-                        self._search(value, f"read model, {table}")
-        for table, (key, columns) in STATES.items():
-            self.read[table] = {
-                row[key]: tuple(row[column] for column in columns) for row in read(table) or ()
-            }
-        balances: Counter[tuple[str, str]] = Counter()
-        for row in read("ledger_balances") or ():
-            balances[row["account"], row["currency"]] += row["debits"] - row["credits"]
-        self.read["ledger_balances"] = balances
-
-    def _in_read_model(self, rows: dict[Any, Any], key: Any, expected: int, where: str) -> None:
-        if not self.applied:
-            return
-        found = rows.pop(key, None)
-        self.findings["read-model"].expect(
-            found == expected, f"{where} is {'missing' if found is None else 'another'} in the read model"
-        )
-
-    def _accounts_in_read_model(self, p: int, book: Book) -> None:
-        if not self.applied:
-            return
-        check, applied = self.findings["read-model"], self.applied.get(("payment.events", p), 0)
-        behind = applied <= self.last_work.get(("payment.events", p), -1)
-        check.expect(self.running or not behind, f"payment.events/{p} is applied up to {applied} only")
-        for account_id, account in book.accounts.items():
-            row = self.read["accounts"].pop(account_id, None)
-            place = self._places.get(account_id)
-            if behind or (row is None and place is None):
-                continue
-            shown = (
-                account.status, account.currency, account.limit, account.held, account.posted, account.seq,
-                place,
-            )  # fmt: skip
-            check.expect(row == shown, f"account {account_id} is {row or 'missing'}, the log says {shown}")
-        for payment_id, payment in book.payments.items():
-            row = self.read["payments"].pop(payment_id, None)
-            if behind:
-                continue
-            state = payment.status, self._places.get(payment_id)
-            check.expect(row == state, f"payment {payment_id} is {row or 'missing'}, the log says {state}")
-
-    def _rest_of_read_model(self) -> None:
-        if not self.applied:
-            return
-        check = self.findings["read-model"]
-        if not self.running:
-            for key, amount in self.totals.items():
-                found = self.read["ledger_balances"].pop(key, 0)
-                check.expect(found == amount, f"{key[0]} in {key[1]} is {found}, the journals say {amount}")
-            for key, amount in self.read["ledger_balances"].items():
-                check.fails(f"{key[0]} in {key[1]} is {amount} and in no journal")
-        for topic, p in self.applied:
-            if topic in VIEWS and (topic, p) in self.last_work:
-                self._processed("projection", topic, p, self.applied[topic, p])
-        for table in ("payment_events", "journal_entries", "accounts", "payments"):
-            for key in self.read.get(table, {}):
-                check.fails(f"{table}: {key} is in no topic")
+    # -- what is left
 
     def _other_topics(self) -> None:
-        """What nothing above has read: alerts against the verdicts' hits, the rest for card numbers."""
-        alerts, check = self.read.get("alerts", {}), self.findings["read-model"]
-        for p in range(self.evidence.partitions.get("fraud.alerts", 0)):
-            applied = self.applied.get(("fraud.alerts", p), 0)
-            for record, alert in self.records("fraud.alerts", p):
-                if record.offset < applied:
-                    found = alerts.pop(alert["alert_id"], None)
-                    check.expect(
-                        found == hash(record.value), f"alert {alert['alert_id']} is not in the read model"
-                    )
-        for topic in ("gateway.replies", "clearing.submissions", "payment.sagas", "risk.rules"):
+        """What nothing above has read."""
+        for topic in (
+            "fraud.alerts",
+            "payment.sagas",
+            "risk.rules",
+            "gateway.replies",
+            "clearing.submissions",
+        ):
             for p in range(self.evidence.partitions.get(topic, 0)):
-                for _ in self.records(topic, p):
-                    pass
+                for record, message in self.records(topic, p):
+                    if self.model.has(topic, p, record.offset):
+                        self.model.other(record, message)
+
+    def _read_model_ends(self) -> None:
+        """It has applied all work of its topics; while the services are at work, some."""
+        self.model.end()
+        if self.model.given:
+            worked = any(self.last_work["payment.events", p] >= 0 for p in range(self.partitions))
+            if worked and not self.model.applied:
+                self.findings["read-model"].fails("there are events, and nothing was ever applied")
+            for topic in VIEWS:
+                for p in range(self.evidence.partitions.get(topic, 0)):
+                    self._processed("projection", topic, p, self.model.applied.get((topic, p), 0))
 
     # -- the client's history
 

@@ -93,11 +93,8 @@ def audit(
             )
             raise typer.Exit(done)
         url = database_url(configured)
-        there = url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
         database = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
-        cluster = Cluster(
-            client_options(configured), configured.environment, database if there else "", history
-        )
+        cluster = Cluster(client_options(configured), configured.environment, database, history)
         try:
             cluster.open()
             done = audit_all(

@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from audit.__main__ import main
 from audit.auditor import Audit
-from audit.evidence import Record, Recording
+from audit.evidence import Cluster, Record, Recording, Unreadable, read_lines
 from audit.findings import CHECKS, Findings
 from audit.stories import Story, is_amount
 
@@ -674,6 +675,33 @@ def leave_out_a_row(data: Copy) -> None:
     data.tables["payments"].pop()
 
 
+def change_a_column(table: str, column: str, value: Any) -> Callable[[Copy], None]:
+    def breaks(data: Copy) -> None:
+        data.tables[table][0][column] = value
+
+    breaks.__name__ = f"change_{column}_in_{table}"
+    return breaks
+
+
+def alert_of_nothing(data: Copy) -> None:
+    data.tables["alerts"].append({**data.tables["alerts"][0], "alert_id": "another"})
+
+
+def forget_what_was_applied(data: Copy) -> None:
+    """And all that was: an empty database."""
+    for rows in data.tables.values():
+        rows.clear()
+
+
+def leave_out_a_table(data: Copy) -> None:
+    del data.tables["sagas"]
+
+
+def leave_out_all_postings_of_an_entry(data: Copy) -> None:
+    rows = data.tables["journal_postings"]
+    data.tables["journal_postings"] = [row for row in rows if row["entry_key"] != rows[0]["entry_key"]]
+
+
 def leave_work_undone(data: Copy) -> None:
     records, index, _ = data.find("account.commands", of("authorize"))
     data.append("account.commands", records[index])
@@ -765,6 +793,20 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("tables", remember_another_request),
     ("read-model", change_a_row),
     ("read-model", leave_out_a_row),
+    ("read-model", change_a_column("payments", "merchant_id", "another")),
+    ("read-model", change_a_column("payments", "amount_e4", 7)),
+    ("read-model", change_a_column("payment_events", "seq", 7_000)),
+    ("read-model", change_a_column("journal_entries", "kind", "another")),
+    ("read-model", change_a_column("ledger_balances", "debits", 7)),
+    ("read-model", change_a_column("clearing_items", "offset", 7_000)),
+    ("read-model", change_a_column("settlement_positions", "position", "{}")),
+    ("read-model", change_a_column("settlement_cycles", "end_item", 7_000)),
+    ("read-model", change_a_column("sagas", "state", "overdue")),
+    ("read-model", leave_out_all_postings_of_an_entry),
+    ("read-model", leave_out_a_table),
+    ("read-model", alert_of_nothing),
+    ("read-model", forget_what_was_applied),
+    ("all-processed", forget_what_was_applied),
     ("all-processed", leave_work_undone),
     ("dead-letters", bury_a_message),
     ("no-pan", write_a_card_number),
@@ -887,6 +929,55 @@ def test_the_auditor_imports_nothing_of_what_it_audits() -> None:
                 assert not node.level, f"{path.name}: a relative import"
                 names = [str(node.module)]
             assert not {name.partition(".")[0] for name in names} & ours, f"{path.name} imports {names}"
+
+
+def test_a_system_without_anything_does_not_add_up(tmp_path: Path) -> None:
+    (tmp_path / "recording.json").write_text('{"environment": "dev", "partitions": {}}')
+    assert "account-sums: there is nothing to look at" in Audit(Recording(tmp_path)).run().violations
+    assert main(["--recording", str(tmp_path)]) == 1
+
+
+def no_history(folder: Path) -> list[str]:
+    return ["--broker", "localhost:1", "--history", str(folder / "missing.jsonl")]
+
+
+def no_recording(folder: Path) -> list[str]:
+    return ["--recording", str(folder / "missing")]
+
+
+def no_topic(folder: Path) -> list[str]:
+    """The recording names a partition that is not in it."""
+    (folder / "recording.json").write_text('{"environment": "dev", "partitions": {"payment.events": 1}}')
+    return ["--recording", str(folder)]
+
+
+def a_broken_line(folder: Path) -> list[str]:
+    (folder / "recording.json").write_text('{"environment": "dev", "partitions": {}}')
+    (folder / "history.jsonl").write_text('{"planted": ["t", 0, 0]}\n{"pla\n')
+    return ["--recording", str(folder)]
+
+
+@pytest.mark.parametrize("arguments", [no_history, no_recording, no_topic, a_broken_line])
+def test_evidence_that_cannot_be_read_is_no_violation(
+    arguments: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    assert main(arguments(tmp_path)) == 2
+
+
+def test_a_database_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
+    cluster = Cluster({}, "dev", f"sqlite:///{tmp_path}/missing.sqlite")
+    with pytest.raises(Unreadable):
+        cluster.rows("positions")
+    cluster.close()
+
+
+def test_only_the_end_of_a_history_may_be_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    assert list(read_lines(path)) == [{"a": 1}]
+    path.write_text('{"a"\n{"a": 1}\n')
+    with pytest.raises(Unreadable, match="line 1"):
+        list(read_lines(path))
 
 
 def test_a_recording_of_bytes_is_read_back_as_it_was(tmp_path: Path) -> None:

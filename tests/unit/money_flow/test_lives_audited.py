@@ -28,6 +28,8 @@ class Left:
 
     environment = "dev"
     has_read_model = False
+    begins: dict[str, int] = {}
+    committed: dict[str, dict[str, int]] = {}
 
     def __init__(self, flow: Pipeline) -> None:
         self.topics: dict[str, list[Record]] = defaultdict(list)
