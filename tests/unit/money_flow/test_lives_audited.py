@@ -12,7 +12,11 @@ import pytest
 
 from agents.testing import Pipeline
 from audit.auditor import Audit
-from audit.evidence import Record
+from audit.evidence import READ_MODEL_TABLES, Record
+from mini_visa import topics
+from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
+from mini_visa.readmodel.views import ALL
+from mini_visa.readmodel.writes import Changes
 from tests.unit.money_flow.test_lives_through_services import LIVES, take
 
 SERVICES = {
@@ -60,13 +64,39 @@ class Left:
         return None
 
 
+class Projected(Left):
+    """With the rows that the projection makes of it."""
+
+    has_read_model = True
+
+    def __init__(self, flow: Pipeline) -> None:
+        super().__init__(flow)
+        rule = RuleInForce(rule=DEFAULT_RULES[1], at=flow.at)
+        self.topics["risk.rules"] = [Record(0, 0, flow.at, b"", topics.RISK_RULES.encode(rule), {})]
+        self.partitions = dict.fromkeys(self.topics, 1)
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in READ_MODEL_TABLES}
+        for view in ALL:
+            records, changes = self.topics.get(view.topic.name, []), Changes()
+            view.rows(0, records, changes, lambda record, reason: pytest.fail(reason))
+            for write in view.writes:
+                rows = changes.rows(write).values()
+                self.tables[write.table.name] += [dict(zip(write.columns, row, strict=True)) for row in rows]
+            if records:
+                self.tables["positions"].append(
+                    {"topic": view.topic.name, "partition": 0, "next_offset": records[-1].offset + 1}
+                )
+
+    def rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        return iter(self.tables[table])
+
+
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life["life"].replace(" ", "-"))
 def test_the_auditor_agrees_with_the_services(life: dict[str, Any]) -> None:
     flow = Pipeline(**life["account"])
     payments: dict[str, str] = {}
     for step in life["steps"]:
         take(flow, step, payments)
-    findings = Audit(Left(flow)).run()
+    findings = Audit(Projected(flow)).run()
     assert not [line for line in findings.violations if not line.startswith(NOT_HERE)]
     assert findings["account-sums"].looked_at and findings["tables"].looked_at
 
@@ -141,3 +171,32 @@ def test_what_is_decided_while_a_hold_is_overdue_is_seen() -> None:
     log[-1] = log[-1]._replace(value=msgspec.json.encode(event))
     examples = Audit(left).run()["decisions"].examples
     assert any("a hold that ended at" in example for example in examples)
+
+
+def noted() -> Projected:
+    """A payment with notes, one with a character that no database takes."""
+    flow = Pipeline()
+    flow.authorize("10.00", metadata={"order": "4711", "note": "a\0b"})
+    return Projected(flow)
+
+
+def test_notes_and_rules_are_rows_too() -> None:
+    left = noted()
+    assert len(left.tables["payment_metadata"]) == 2 and left.tables["rules"]
+    assert not [line for line in Audit(left).run().violations if not line.startswith(NOT_HERE)]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("payment_metadata", "value"), ("rules", "body"), ("rules", "at"), ("accounts", "place")],
+)
+def test_a_row_that_is_another_is_seen(table: str, column: str) -> None:
+    left = noted()
+    left.tables[table][0][column] = "another"
+    assert Audit(left).run()["read-model"].wrong
+
+
+def test_a_rule_that_nobody_put_in_force_is_seen() -> None:
+    left = noted()
+    left.tables["rules"].append({**left.tables["rules"][0], "version": 7})
+    assert Audit(left).run()["read-model"].wrong
