@@ -23,7 +23,12 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+)
 
 STALLED_S: Final = 30.0
 FETCH_WAIT_MS: Final = 200
@@ -129,7 +134,7 @@ class Cluster:
         try:
             await admin.start()
             for service in FOLLOWERS:
-                found = await admin.list_consumer_group_offsets(f"{self.environment}.{service}")
+                found = await self._group(admin, f"{self.environment}.{service}")
                 places = {f"{place.topic}/{place.partition}": at.offset for place, at in found.items()}
                 if places:
                     self.committed[service] = places
@@ -139,13 +144,23 @@ class Cluster:
         finally:
             await admin.close()
 
+    async def _group(self, admin: Any, name: str) -> dict[TopicPartition, Any]:
+        """What a group has committed. A broker that has just started knows its groups some seconds later."""
+        for _ in range(int(STALLED_S)):
+            try:
+                return dict(await admin.list_consumer_group_offsets(name))
+            except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
+                await asyncio.sleep(1)
+        raise Unreadable(f"no broker knows the group {name}: start again once Kafka is at rest")
+
     async def _beginnings(self) -> None:
+        places = [TopicPartition(topic, p) for topic, count in self.partitions.items() for p in range(count)]
+        if not places:
+            return
         consumer = AIOKafkaConsumer(**self._options, enable_auto_commit=False)
         try:
             await consumer.start()
-            found = await consumer.beginning_offsets(
-                [TopicPartition(topic, p) for topic, count in self.partitions.items() for p in range(count)]
-            )
+            found = await consumer.beginning_offsets(places)
             self.begins = {f"{place.topic}/{place.partition}": at for place, at in found.items() if at}
         finally:
             await consumer.stop()

@@ -21,11 +21,17 @@ class Check:
     examples: list[str] = field(default_factory=list)
     skipped: str = ""
     """Why nothing was looked at, where that is no fault."""
+    partly: str = ""
+    """Why some of it was not looked at, where that is no fault."""
 
     def fails(self, example: str) -> None:
         self.wrong += 1
         if len(self.examples) < EXAMPLES_MAX:
             self.examples.append(example)
+
+    def leaves_out(self, reason: str) -> None:
+        """Not all of it can be looked at."""
+        self.partly = self.partly or reason
 
     def expect(self, holds: bool, example: str) -> None:
         self.looked_at += 1
@@ -120,6 +126,7 @@ class Findings:
                     "wrong": check.wrong,
                     "examples": check.examples,
                     **({"skipped": check.skipped} if check.skipped else {}),
+                    **({"partly": check.partly} if check.partly else {}),
                 }
                 for check in self.checks.values()
             ],
@@ -134,8 +141,10 @@ class Findings:
             elif check.looked_at:
                 mark, more = "ok", ""
             else:
-                mark, more = "-", f" ({check.skipped or 'there are none'})"
+                mark, more = "-", f" ({check.skipped or check.partly or 'there are none'})"
             lines.append(f"{mark:5}  {check.name:24} {check.says}: {check.looked_at:,} {check.unit}{more}")
+            if check.partly and check.looked_at:
+                lines.append(f"{'':7}  not all of it: {check.partly}")
             lines += [f"{'':7}  {example}" for example in check.examples]
         lines.append(
             "everything adds up"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -54,6 +54,8 @@ DECIMALS: Final = {
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
+Search = Callable[[Iterable[bytes], str], None]
+"""For card numbers: texts, and where they are."""
 
 
 def digest(row: Row, key: tuple[str, ...]) -> int:
@@ -64,7 +66,7 @@ def digest(row: Row, key: tuple[str, ...]) -> int:
 class ReadModel:
     """`given`: there is one. What it holds is read at once; the log is told to it record by record."""
 
-    def __init__(self, evidence: Evidence, findings: Findings, search: Callable[[bytes, str], None]) -> None:
+    def __init__(self, evidence: Evidence, findings: Findings, search: Search) -> None:
         self._check = findings["read-model"]
         self._begins = evidence.begins
         self._rows: dict[str, dict[Key, int]] = {name: {} for name in KEYS}
@@ -82,7 +84,7 @@ class ReadModel:
         else:
             self._check.skipped = "no read model was given"
 
-    def _read(self, evidence: Evidence, search: Callable[[bytes, str], None]) -> None:
+    def _read(self, evidence: Evidence, search: Search) -> None:
         for row in evidence.rows("positions") or ():
             self.applied[row["topic"], row["partition"]] = row["next_offset"]
         for table in (*KEYS, *SUMMED, "ledger_balances"):
@@ -90,7 +92,7 @@ class ReadModel:
             if rows is None:
                 self._check.fails(f"the database has no table {table}")
             for row in rows or ():
-                search("\0".join(map(str, row.values())).encode(), f"read model, {table}")
+                search([str(value).encode() for value in row.values()], f"read model, {table}")
                 if table in KEYS:
                     key = KEYS[table]
                     self._rows[table][tuple(row[name] for name in key)] = digest(row, key)
