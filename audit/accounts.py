@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Any, Final, NamedTuple
 
 from audit.findings import Findings
-from audit.rules import MADE_BY, NEXT, PARTS_MAX, lifetime, reason_to_decline, share, tolerance
+from audit.rules import DEFAULT_HOLDS, MADE_BY, NEXT, PARTS_MAX, Holds, reason_to_decline, share, tolerance
 
 Event = dict[str, Any]
 Command = dict[str, Any]
@@ -175,12 +176,11 @@ def name_of(event: Event) -> str:
 class Book:
     """The accounts and payments of one partition of payment.events."""
 
-    def __init__(self, findings: Findings, usual_fees: bool, usual_holds: bool = True) -> None:
-        """`usual_fees`: 1.50 % and 10 for interchange, 0.13 % for the scheme; False: any. `usual_holds`:
-        they last as docs/domain.md says; False: as long as they say."""
+    def __init__(self, findings: Findings, usual_fees: bool, holds: Holds = DEFAULT_HOLDS) -> None:
+        """`usual_fees`: 1.50 % and 10 for interchange, 0.13 % for the scheme; False: any."""
         self.findings = findings
         self.usual_fees = usual_fees
-        self.usual_holds = usual_holds
+        self.holds = holds
         self.accounts: dict[str, Account] = {}
         self.payments: dict[str, Payment] = {}
 
@@ -228,7 +228,7 @@ class Book:
         payment = self.payments.get(shown["payment_id"])
         if payment is None:
             payment = self.payments[shown["payment_id"]] = Payment()
-            payment.account, payment.currency = shown["account"], shown["currency"]
+            payment.account, payment.currency = intern(shown["account"]), intern(shown["currency"])
             payment.expires_at = shown.get("expires_at", 0)
         allowed = NEXT.get((payment.status, kind), set())
         self.findings["lifecycle"].expect(
@@ -395,9 +395,8 @@ class Book:
 
     def _lasts(self, turn: Turn) -> None:
         at, expires_at = turn.event["at"], turn.payment.expires_at
-        until = turn.command.get("advice_until") or at + lifetime(turn.merchant.get("mcc", ""))
-        right = expires_at == until if self.usual_holds else expires_at > at
-        self._judge(turn, right, f"a hold from {at} to {expires_at}, reckoned to {until}")
+        until = turn.command.get("advice_until") or at + self.holds.of(turn.merchant.get("mcc", ""))
+        self._judge(turn, expires_at == until, f"a hold from {at} to {expires_at}, reckoned to {until}")
 
     # -- the end of a hold
 

@@ -153,14 +153,12 @@ class Audit:
         *,
         running: bool = False,
         usual_fees: bool = True,
-        usual_holds: bool = True,
         told: Callable[[str], None] | None = None,
     ):
         self.evidence = evidence
         self.findings = Findings()
         self.running = running
         self.usual_fees = usual_fees
-        self.usual_holds = usual_holds
         self._tell = told or (lambda _: None)
         self.partitions = evidence.partitions.get("payment.events", 0)
         self.effects: dict[Request, list[Effect]] = defaultdict(list)
@@ -346,7 +344,7 @@ class Audit:
         # Downstream first: what is read later can only be further.
         ledger, clearing, reversal, decided, risk = (self.tables(name, p) for name in BY_ACCOUNT)
         journal, head = self._journal(p)
-        book = Book(self.findings, self.usual_fees, self.usual_holds)
+        book = Book(self.findings, self.usual_fees, self.evidence.holds)
         told = self._events(p, book, _progress(decided), _progress(clearing))
         self._compare_journal(p, told.money, journal, _progress(ledger))
         assessed, requests = self._commands(p, told.deeds, decided)

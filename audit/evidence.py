@@ -4,7 +4,8 @@ A recording is a folder:
 
     recording.json              {"environment": "dev", "partitions": {"payment.events": 4, ...},
                                 "database": true, "begins": {"card.requests/0": 71},
-                                "committed": {"connector": {"clearing.submissions/0": 4711}}}
+                                "committed": {"connector": {"clearing.submissions/0": 4711}},
+                                "holds": [604800000, 2678400000, 7200000]}
     topics/NAME/PARTITION.jsonl [offset, timestamp, key, value, {header: value}], bytes in base64
     readmodel/TABLE.jsonl       the column names, then a row a line
     history.jsonl               the client's history, where there is one
@@ -29,6 +30,8 @@ from aiokafka.errors import (
     KafkaError,
     NotCoordinatorForGroupError,
 )
+
+from audit.rules import DEFAULT_HOLDS, Holds
 
 STALLED_S: Final = 30.0
 FETCH_WAIT_MS: Final = 200
@@ -62,6 +65,9 @@ class Evidence(Protocol):
     committed: dict[str, dict[str, int]]
     """Follower that has ever run -> TOPIC/PARTITION -> where it goes on."""
 
+    holds: Holds
+    """How long they last there."""
+
     @property
     def has_read_model(self) -> bool:
         """A database was given."""
@@ -92,8 +98,14 @@ class Cluster:
     """
 
     def __init__(
-        self, options: dict[str, Any], environment: str, database: str = "", history: Path | None = None
+        self,
+        options: dict[str, Any],
+        environment: str,
+        database: str = "",
+        history: Path | None = None,
+        holds: Holds = DEFAULT_HOLDS,
     ) -> None:
+        self.holds = holds
         self.environment = environment
         self.partitions: dict[str, int] = {}
         self.begins: dict[str, int] = {}
@@ -294,6 +306,7 @@ class Recording:
             raise Unreadable(f"{folder} is not a recording: {error!r}") from error
         self.begins: dict[str, int] = about.get("begins", {})
         self.committed: dict[str, dict[str, int]] = about.get("committed", {})
+        self.holds = Holds(*about.get("holds", DEFAULT_HOLDS))
         self._database: bool = about.get("database", False)
 
     @property
@@ -336,6 +349,7 @@ def record(evidence: Evidence, folder: Path) -> None:
         "database": evidence.has_read_model,
         "begins": evidence.begins,
         "committed": evidence.committed,
+        "holds": evidence.holds,
     }
     (folder / "recording.json").write_text(json.dumps(about, indent=2) + "\n")
     for table in READ_MODEL_TABLES:

@@ -69,8 +69,8 @@ class ReadModel:
     def __init__(self, evidence: Evidence, findings: Findings, search: Search) -> None:
         self._check = findings["read-model"]
         self._begins = evidence.begins
-        self._rows: dict[str, dict[Key, int]] = {name: {} for name in KEYS}
-        self._wanted: dict[str, dict[Key, int]] = {name: {} for name in KEYS}
+        self._rows: dict[str, dict[Any, int]] = {name: {} for name in KEYS}
+        self._wanted: dict[str, dict[Any, int]] = {name: {} for name in KEYS}
         self._sums: dict[str, dict[Key, list[int]]] = {}
         self._wanted_sums: dict[str, dict[Key, list[int]]] = {}
         for name in (*SUMMED, "ledger_balances"):
@@ -94,8 +94,7 @@ class ReadModel:
             for row in rows or ():
                 search([str(value).encode() for value in row.values()], f"read model, {table}")
                 if table in KEYS:
-                    key = KEYS[table]
-                    self._rows[table][tuple(row[name] for name in key)] = digest(row, key)
+                    self._rows[table][_key(table, row)] = digest(row, KEYS[table])
                 elif table in SUMMED:
                     _add(self._sums[table], table, row)
                 else:
@@ -109,8 +108,7 @@ class ReadModel:
 
     def want(self, table: str, row: Row) -> None:
         """A row must be there, unless a later record says otherwise of its key."""
-        key = KEYS[table]
-        self._wanted[table][tuple(row[name] for name in key)] = digest(row, key)
+        self._wanted[table][_key(table, row)] = digest(row, KEYS[table])
 
     def compare(self, *tables: str) -> None:
         """All rows that were wanted so far."""
@@ -143,7 +141,7 @@ class ReadModel:
                 "posted": shown.get("posted", 0), "version": shown.get("version", 0), "place": place,
             })  # fmt: skip
         if payment:
-            if (payment_id,) not in self._wanted["payments"]:
+            if payment_id not in self._wanted["payments"]:
                 self._metadata(payment, payment_key)
             self.want("payments", {
                 "payment_key": payment_key, "payment_id": payment_id, "account_id": payment["account"],
@@ -230,6 +228,12 @@ class ReadModel:
                 self._check.expect(
                     found[key] == wanted[key], f"{table}: {key} is {found[key]}, the log says {wanted[key]}"
                 )
+
+
+def _key(table: str, row: Row) -> Any:
+    """Of one column, its value: there are millions."""
+    names = KEYS[table]
+    return row[names[0]] if len(names) == 1 else tuple(row[name] for name in names)
 
 
 def _add(sums: dict[Key, list[int]], table: str, row: Row) -> None:

@@ -4,7 +4,7 @@ how long a hold lasts, by how much a capture may exceed it."""
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 STATUS_CODES: Final = {"closed": "14", "lost": "41", "stolen": "43", "blocked": "62"}
 
@@ -64,6 +64,7 @@ TIPPED: Final = {4121, 5812, 5813, 5814, 7230}
 FUEL: Final = {5542}
 
 HOUR_MS: Final = 3_600_000
+DAY_MS: Final = 24 * HOUR_MS
 PARTS_MAX: Final = 100
 """Captures, refunds and chargebacks of a payment, each."""
 
@@ -79,14 +80,23 @@ def tolerance(mcc: str, whole: int) -> int:
     return share(whole, 1_500) if code in TRAVEL else share(whole, 2_000) if code in TIPPED else 0
 
 
-def lifetime(mcc: str) -> int:
-    """Of a hold, ms."""
-    code = _number(mcc)
-    return (31 * 24 if code in TRAVEL else 2 if code in FUEL else 7 * 24) * HOUR_MS
+class Holds(NamedTuple):
+    """How long holds last, ms."""
+
+    usual: int = 7 * DAY_MS
+    travel: int = 31 * DAY_MS
+    fuel: int = 2 * HOUR_MS
+
+    def of(self, mcc: str) -> int:
+        code = _number(mcc)
+        return self.travel if code in TRAVEL else self.fuel if code in FUEL else self.usual
 
 
 def _number(mcc: str) -> int:
     return int(mcc) if mcc.isdigit() else 0
+
+
+DEFAULT_HOLDS: Final = Holds()
 
 
 def reason_to_decline(status: str, expiry: str, currency: str, command: dict[str, Any], at: int) -> str:

@@ -13,6 +13,9 @@ import pytest
 from agents.testing import Pipeline
 from audit.auditor import Audit
 from audit.evidence import READ_MODEL_TABLES, Record
+from audit.findings import Findings
+from audit.rules import Holds
+from audit.settlement import Cycles
 from mini_visa import topics
 from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
 from mini_visa.readmodel.views import ALL
@@ -33,6 +36,7 @@ class Left:
     environment = "dev"
     has_read_model = False
     begins: dict[str, int] = {}
+    holds = Holds()
     committed: dict[str, dict[str, int]] = {}
 
     def __init__(self, flow: Pipeline) -> None:
@@ -200,3 +204,15 @@ def test_a_rule_that_nobody_put_in_force_is_seen() -> None:
     left = noted()
     left.tables["rules"].append({**left.tables["rules"][0], "version": 7})
     assert Audit(left).run()["read-model"].wrong
+
+
+@pytest.mark.parametrize(("first", "end", "right"), [(0, 2, True), (1, 2, False), (0, 1, True)])
+def test_a_cycle_that_leaves_an_item_out_is_seen(first: int, end: int, right: bool) -> None:
+    item = {"merchant_id": "m1", "currency": "USD", "sale": 10}
+    findings = Findings()
+    cycles = Cycles(findings, [(0, item), (1, item)])
+    count = end - first
+    cycles.tell({"merchant_id": "m1", "currency": "USD", "items": count, "sales": 10 * count})
+    cycles.close({"cycle": "c", "positions": 1, "first_item": first, "end_item": end}, "here")
+    assert (not findings["settlement"].wrong) == right
+    assert cycles.open["m1", "USD"] == 10 * (2 - end)
