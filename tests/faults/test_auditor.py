@@ -133,8 +133,11 @@ class Copy(Recording):
         return [one for one in self.lines if one.get("body", {}).get("request_id") == request_id]
 
     def held(self) -> str:
-        """Id of an authorization's request that still holds money."""
+        """Id of an authorization's request that was answered and still holds money."""
         later = set()
+        answered = {
+            line["body"]["request_id"] for line in self.lines if "body" in line and line["status"] == 200
+        }
         for records in self.topics["payment.events"]:
             for record in reversed(records):
                 event = message_of(record)
@@ -144,6 +147,7 @@ class Copy(Recording):
                     and payment not in later
                     and kind(event) == "payment_authorized"
                     and event.get("amount")
+                    and event["request_id"] in answered
                 ):
                     return str(event["request_id"])
                 later.add(payment)
@@ -515,7 +519,7 @@ def decline_an_increment_that_was_covered(data: Copy) -> None:
 def decline_for_another_reason(data: Copy) -> None:
     data.change(
         "payment.events",
-        lambda e: kind(e) == "payment_declined" and e["response_code"] == "51",
+        of("payment_declined"),
         lambda e: (e.update(response_code="54"), e["payment"].update(response_code="54")),
     )
 
