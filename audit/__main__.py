@@ -9,6 +9,7 @@ from pathlib import Path
 
 from audit.auditor import Audit
 from audit.evidence import Cluster, Recording, Unreadable, record
+from audit.rules import DAY_MS, DEFAULT_HOLDS, Holds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--record", type=Path, metavar="FOLDER", help="write a recording before the audit")
     parser.add_argument("--running", action="store_true", help="services are at work: lag is no fault")
     parser.add_argument("--other-fees", action="store_true", help="the fee schedule is not the default one")
+    parser.add_argument(
+        "--holds", type=_holds, default=DEFAULT_HOLDS, metavar="D,D,S",
+        help="how long holds last: days, days of travel, seconds at fuel pumps (7,31,7200)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -38,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
                 usual_fees=not given.other_fees,
             )
         options = {"bootstrap_servers": given.broker.removeprefix("kafka://").split(",")}
-        cluster = Cluster(options, given.environment, given.database, given.history)
+        cluster = Cluster(options, given.environment, given.database, given.history, given.holds)
         try:
             cluster.open()
             return run(
@@ -53,6 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
     except Unreadable as error:
         print(error, file=sys.stderr)
         return 2
+
+
+def _holds(text: str) -> Holds:
+    days, travel_days, fuel_s = map(float, text.split(","))
+    return Holds(round(days * DAY_MS), round(travel_days * DAY_MS), round(fuel_s * 1_000))
 
 
 def run(

@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from audit.accounts import STATUS_CODES, name_of
+from audit.accounts import name_of
+from audit.rules import STATUS_CODES
 
 Command = dict[str, Any]
 Event = dict[str, Any]

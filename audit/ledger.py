@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from audit.accounts import Postings
 from audit.findings import Findings
 
 _encode = msgspec.json.Encoder().encode
@@ -23,8 +24,8 @@ class Chain:
         self._totals = totals
         """(ledger account, currency) -> debits less credits, of all journals."""
 
-    def feed(self, entry: dict[str, Any], where: str) -> dict[str, int]:
-        """Check an entry against the one before it and add it up. Returns its postings, account -> amount."""
+    def feed(self, entry: dict[str, Any], where: str) -> Postings:
+        """Check an entry against the one before it and add it up. Returns its postings."""
         chain = self._findings["hash-chain"]
         facts = [
             entry["previous"], entry["journal"], entry["partition"], entry["number"], entry["at"],
@@ -42,10 +43,10 @@ class Chain:
         chain.expect(not reason, f"{where}: {reason}")
         self.number, self.hash = entry["number"], entry["hash"]
         sums: Counter[str] = Counter()
-        postings: dict[str, int] = {}
+        postings: Postings = {}
         for account, currency, amount in entry["postings"]:
             sums[currency] += amount
-            postings[account] = postings.get(account, 0) + amount
+            postings[account, currency] = postings.get((account, currency), 0) + amount
             self._totals[account, currency] += amount
         self._findings["journal-balanced"].expect(
             not any(sums.values()), f"{where}: entry {entry['number']} sums to {dict(sums)}"

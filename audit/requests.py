@@ -3,7 +3,7 @@ follows from what is remembered of its request, and so does the table of request
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from audit.accounts import name_of
@@ -195,7 +195,7 @@ def _meaning(command: Command) -> int:
 # -- the table of requests ------------------------------------------------------------------------
 
 
-def compare_table(findings: Findings, p: int, requests: Requests, table: dict[str, Any]) -> None:
+def compare_table(findings: Findings, p: int, requests: Requests, table: Mapping[str, Any]) -> None:
     """Each request within the window has its row, with the answer that its event is about; each row is of a
     request. Rows of days that are over are forgotten bit by bit."""
     check = findings["tables"]

@@ -77,27 +77,27 @@ def audit(
     that shares no code with this one. Needs the broker, not the services. Exit code 1: something is wrong."""
     from audit.__main__ import run as audit_all
     from audit.evidence import Cluster, Recording, Unreadable
+    from audit.rules import DAY_MS, Holds
     from mini_visa.kafka import client_options
     from mini_visa.readmodel.database import database_url
 
     configured = settings()
+    fees = configured.fees_file is None
     try:
         if recording is not None:
-            usual = configured.fees_file is None
-            done = audit_all(Recording(recording), running=running, as_json=as_json, usual_fees=usual)
+            done = audit_all(Recording(recording), running=running, as_json=as_json, usual_fees=fees)
             raise typer.Exit(done)
         url = database_url(configured)
-        there = url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
         database = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
-        cluster = Cluster(
-            client_options(configured), configured.environment, database if there else "", history
+        holds = Holds(
+            configured.hold_days * DAY_MS,
+            configured.hold_days_travel * DAY_MS,
+            round(configured.hold_fuel_s * 1_000),
         )
+        cluster = Cluster(client_options(configured), configured.environment, database, history, holds)
         try:
             cluster.open()
-            done = audit_all(
-                cluster, running=running, as_json=as_json, recorded=record,
-                usual_fees=configured.fees_file is None,
-            )  # fmt: skip
+            done = audit_all(cluster, running=running, as_json=as_json, recorded=record, usual_fees=fees)
             raise typer.Exit(done)
         finally:
             cluster.close()

@@ -308,11 +308,13 @@ async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> N
 async def _audit(
     grounds: Grounds, history: Path, report: Report, console: Console, record: Path | None
 ) -> None:
-    database = grounds.settings.database_url
+    settings = grounds.settings
+    database = settings.database_url
+    holds = f"{settings.hold_days},{settings.hold_days_travel},{settings.hold_fuel_s}"
     done = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "audit", "--broker", grounds.address,
         "--environment", grounds.settings.environment, "--database", database,
-        "--history", str(history), "--json", *(["--record", str(record)] if record else []),
+        "--history", str(history), "--holds", holds, "--json", *(["--record", str(record)] if record else []),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=64 << 20,
     )  # fmt: skip
     out, err = await done.communicate()

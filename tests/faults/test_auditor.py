@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from audit.__main__ import main
 from audit.auditor import Audit
-from audit.evidence import Record, Recording
+from audit.evidence import Cluster, Record, Recording, Unreadable, read_lines
 from audit.findings import CHECKS, Findings
 from audit.stories import Story, is_amount
 
@@ -132,8 +133,11 @@ class Copy(Recording):
         return [one for one in self.lines if one.get("body", {}).get("request_id") == request_id]
 
     def held(self) -> str:
-        """Id of an authorization's request that still holds money."""
+        """Id of an authorization's request that was answered and still holds money."""
         later = set()
+        answered = {
+            line["body"]["request_id"] for line in self.lines if "body" in line and line["status"] == 200
+        }
         for records in self.topics["payment.events"]:
             for record in reversed(records):
                 event = message_of(record)
@@ -143,6 +147,7 @@ class Copy(Recording):
                     and payment not in later
                     and kind(event) == "payment_authorized"
                     and event.get("amount")
+                    and event["request_id"] in answered
                 ):
                     return str(event["request_id"])
                 later.add(payment)
@@ -484,14 +489,71 @@ def skip_a_status(data: Copy) -> None:
 
 
 def decline_what_was_there(data: Copy) -> None:
-    """An amount below whatever the account had, which may be nothing."""
+    """For an amount below whatever the account had, which may be nothing."""
+    declined = data.find("payment.events", of("payment_declined"))[2]
     data.change(
         "payment.events",
-        of("payment_declined"),
+        lambda e: e == declined,
         lambda e: (
             e.update(response_code="51"),
             e["payment"].update(amount=-(10**12), response_code="51", verdict={}),
         ),
+    )
+    data.change(
+        "account.commands",
+        lambda one: one.get("request_id") == declined["request_id"] and kind(one) == "authorize",
+        lambda one: one.update(amount=-(10**12), verdict={}),
+    )
+
+
+def decline_an_increment_that_was_covered(data: Copy) -> None:
+    def declined(event: dict[str, Any]) -> None:
+        event.update(response_code="51")
+        event.pop("amount")
+
+    data.change(
+        "payment.events", lambda e: kind(e) == "payment_incremented" and "response_code" not in e, declined
+    )
+
+
+def decline_for_another_reason(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_declined"),
+        lambda e: (e.update(response_code="54"), e["payment"].update(response_code="54")),
+    )
+
+
+def refund_another_amount_than_was_asked_for(data: Copy) -> None:
+    refund = data.find("payment.events", lambda e: kind(e) == "payment_refunded" and client_of(e))[2]
+    data.change(
+        "account.commands",
+        lambda one: one.get("request_id") == refund["request_id"],
+        lambda one: one.update(amount=refund["amount"] - 1),
+    )
+
+
+def hold_for_a_day_more(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        lambda e: kind(e) == "payment_authorized" and e.get("amount"),
+        lambda e: e["payment"].update(expires_at=e["payment"]["expires_at"] + 86_400_000),
+    )
+
+
+def leave_out_what_was_available(data: Copy) -> None:
+    data.change("payment.events", lambda e: e.get("available_before"), lambda e: e.pop("available_before"))
+
+
+def take_another_currency(data: Copy) -> None:
+    data.change("payment.events", of("payment_captured"), lambda e: e["payment"].update(currency="EUR"))
+
+
+def say_that_it_has_cleared(data: Copy) -> None:
+    data.change(
+        "payment.events",
+        of("payment_captured"),
+        lambda e: e["payment"]["captures"][-1].update(state="cleared"),
     )
 
 
@@ -543,6 +605,40 @@ def pay_a_merchant_more(data: Copy) -> None:
     )
 
 
+def settle_it_twice(data: Copy) -> None:
+    """An item once more, as the last one of its partition: no cycle has been closed since."""
+    records, index, _ = data.find("clearing.items", of("clearing_item"))
+    data.append("clearing.items", records[index])
+
+
+def never_settle_it(data: Copy) -> None:
+    """As a tick, so that offsets and cycles stay as they are."""
+    records, index, _ = data.find("clearing.items", of("clearing_item"))
+    records[index] = records[index]._replace(value=b'{"type":"tick/1"}')
+
+
+def settle_for_another(data: Copy) -> None:
+    data.change("clearing.items", of("clearing_item"), lambda one: one.update(merchant_id="another"))
+
+
+def skip_an_item(data: Copy) -> None:
+    """A cycle that begins after its first item."""
+    first = data.find("clearing.items", of("clearing_item"))
+    data.change(
+        "settlement.positions",
+        lambda one: kind(one) == "cycle_closed" and one["partition"] == first[0][0].partition,
+        lambda one: one.update(first_item=first[0][first[1]].offset + 1),
+    )
+
+
+def pay_in_another_currency(data: Copy) -> None:
+    """Both sides of the entry, which balances."""
+    records, index, entry = data.find("ledger.settlement-journal", of("journal_entry"))
+    for posting in entry["postings"]:
+        posting[1] = "EUR"
+    records[index] = records[index]._replace(value=msgspec.json.encode(entry))
+
+
 def forget_a_saga(data: Copy) -> None:
     records = data.topics[f"{data.environment}.reversal.compensate.changelog"][0]
     row = b"\x01" + msgspec.msgpack.encode([1, 2, "clearing", [1]])
@@ -583,6 +679,33 @@ def leave_out_a_row(data: Copy) -> None:
     data.tables["payments"].pop()
 
 
+def change_a_column(table: str, column: str, value: Any) -> Callable[[Copy], None]:
+    def breaks(data: Copy) -> None:
+        data.tables[table][0][column] = value
+
+    breaks.__name__ = f"change_{column}_in_{table}"
+    return breaks
+
+
+def alert_of_nothing(data: Copy) -> None:
+    data.tables["alerts"].append({**data.tables["alerts"][0], "alert_id": "another"})
+
+
+def forget_what_was_applied(data: Copy) -> None:
+    """And all that was: an empty database."""
+    for rows in data.tables.values():
+        rows.clear()
+
+
+def leave_out_a_table(data: Copy) -> None:
+    del data.tables["sagas"]
+
+
+def leave_out_all_postings_of_an_entry(data: Copy) -> None:
+    rows = data.tables["journal_postings"]
+    data.tables["journal_postings"] = [row for row in rows if row["entry_key"] != rows[0]["entry_key"]]
+
+
 def leave_work_undone(data: Copy) -> None:
     records, index, _ = data.find("account.commands", of("authorize"))
     data.append("account.commands", records[index])
@@ -600,6 +723,35 @@ def write_a_card_number(data: Copy) -> None:
         of("payment_authorized"),
         lambda e: e["payment"].update(metadata={"note": f"card {pan}"}),
     )
+
+
+def a_card_number(data: Copy) -> bytes:
+    return str(next(line["body"]["pan"] for line in data.lines if line.get("body", {}).get("pan"))).encode()
+
+
+def write_a_card_number_into(topic: str, field: str) -> Callable[[Copy], None]:
+    def breaks(data: Copy) -> None:
+        records = next(records for records in data.topics[topic] if records)
+        pan = a_card_number(data)
+        value = {"key": pan, "headers": {**records[0].headers, "note": b"card " + pan}, "value": pan}[field]
+        records[0] = records[0]._replace(**{field: value})
+
+    breaks.__name__ = f"write_a_card_number_into_{field}_of_{topic}"
+    return breaks
+
+
+def write_a_card_number_into_a_row(data: Copy) -> None:
+    data.tables["payments"][0]["client"] = a_card_number(data).decode()
+
+
+def leave_a_submission_undone(data: Copy) -> None:
+    """After the mark that ends the last transaction, which has an offset too."""
+    records, index, _ = data.find("clearing.submissions", of("presentment"))
+    records.append(records[index]._replace(offset=records[-1].offset + 2))
+
+
+def never_bury_what_the_connector_read(data: Copy) -> None:
+    data.topics["connector.dead-letters"] = [[] for _ in data.topics["connector.dead-letters"]]
 
 
 MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
@@ -637,9 +789,16 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("reads", show_the_account_as_it_was_before),
     ("reads", not_find_it),
     ("account-sums", hold_a_cent_more),
+    ("account-sums", leave_out_what_was_available),
     ("payment-sums", capture_a_cent_more),
+    ("payment-sums", take_another_currency),
+    ("payment-sums", say_that_it_has_cleared),
     ("lifecycle", skip_a_status),
     ("decisions", decline_what_was_there),
+    ("decisions", decline_an_increment_that_was_covered),
+    ("decisions", decline_for_another_reason),
+    ("decisions", refund_another_amount_than_was_asked_for),
+    ("decisions", hold_for_a_day_more),
     ("velocity", approve_too_often),
     ("velocity", count_wrongly),
     ("velocity", pass_something_else_on),
@@ -650,7 +809,13 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("trial-balance", post_a_cent_more),
     ("trial-balance", lose_a_posting),
     ("captures", lose_what_was_cleared),
+    ("merchant-items", settle_it_twice),
+    ("merchant-items", never_settle_it),
+    ("merchant-items", settle_for_another),
     ("settlement", pay_a_merchant_more),
+    ("settlement", settle_it_twice),
+    ("settlement", skip_an_item),
+    ("settlement", pay_in_another_currency),
     ("sagas", forget_a_saga),
     ("tables", change_an_account),
     ("tables", change_a_balance),
@@ -661,9 +826,29 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("tables", remember_another_request),
     ("read-model", change_a_row),
     ("read-model", leave_out_a_row),
+    ("read-model", change_a_column("payments", "merchant_id", "another")),
+    ("read-model", change_a_column("payments", "amount_e4", 7)),
+    ("read-model", change_a_column("payment_events", "seq", 7_000)),
+    ("read-model", change_a_column("journal_entries", "kind", "another")),
+    ("read-model", change_a_column("ledger_balances", "debits", 7)),
+    ("read-model", change_a_column("clearing_items", "offset", 7_000)),
+    ("read-model", change_a_column("settlement_positions", "position", "{}")),
+    ("read-model", change_a_column("settlement_cycles", "end_item", 7_000)),
+    ("read-model", change_a_column("sagas", "state", "overdue")),
+    ("read-model", leave_out_all_postings_of_an_entry),
+    ("read-model", leave_out_a_table),
+    ("read-model", alert_of_nothing),
+    ("read-model", forget_what_was_applied),
+    ("all-processed", forget_what_was_applied),
     ("all-processed", leave_work_undone),
     ("dead-letters", bury_a_message),
+    ("all-processed", leave_a_submission_undone),
+    ("dead-letters", never_bury_what_the_connector_read),
     ("no-pan", write_a_card_number),
+    ("no-pan", write_a_card_number_into("card.requests", "key")),
+    ("no-pan", write_a_card_number_into("gateway.replies", "headers")),
+    ("no-pan", write_a_card_number_into("risk.dead-letters", "value")),
+    ("no-pan", write_a_card_number_into_a_row),
 )
 
 
@@ -770,6 +955,19 @@ def test_an_amount_has_the_decimals_of_its_currency(
     assert is_amount(text, minor, currency) == right
 
 
+@pytest.mark.broker
+@pytest.mark.slow
+def test_what_retention_has_taken_is_said_and_is_no_violation(data: Copy) -> None:
+    for topic in ("card.requests", "ledger.postings"):
+        for p, records in enumerate(data.topics[topic]):
+            del records[: len(records) // 2]
+            data.begins[f"{topic}/{p}"] = records[0].offset
+    findings = audit(data)
+    assert not findings.violations
+    assert all(findings[name].partly for name in ("velocity", "tables", "trial-balance"))
+    assert "not all of it: ledger.postings/" in findings.text()
+
+
 def test_every_check_can_fail() -> None:
     assert {name for name, _ in MUTATIONS} == {name for name, *_ in CHECKS}
 
@@ -783,6 +981,55 @@ def test_the_auditor_imports_nothing_of_what_it_audits() -> None:
                 assert not node.level, f"{path.name}: a relative import"
                 names = [str(node.module)]
             assert not {name.partition(".")[0] for name in names} & ours, f"{path.name} imports {names}"
+
+
+def test_a_system_without_anything_does_not_add_up(tmp_path: Path) -> None:
+    (tmp_path / "recording.json").write_text('{"environment": "dev", "partitions": {}}')
+    assert "account-sums: there is nothing to look at" in Audit(Recording(tmp_path)).run().violations
+    assert main(["--recording", str(tmp_path)]) == 1
+
+
+def no_history(folder: Path) -> list[str]:
+    return ["--broker", "localhost:1", "--history", str(folder / "missing.jsonl")]
+
+
+def no_recording(folder: Path) -> list[str]:
+    return ["--recording", str(folder / "missing")]
+
+
+def no_topic(folder: Path) -> list[str]:
+    """The recording names a partition that is not in it."""
+    (folder / "recording.json").write_text('{"environment": "dev", "partitions": {"payment.events": 1}}')
+    return ["--recording", str(folder)]
+
+
+def a_broken_line(folder: Path) -> list[str]:
+    (folder / "recording.json").write_text('{"environment": "dev", "partitions": {}}')
+    (folder / "history.jsonl").write_text('{"planted": ["t", 0, 0]}\n{"pla\n')
+    return ["--recording", str(folder)]
+
+
+@pytest.mark.parametrize("arguments", [no_history, no_recording, no_topic, a_broken_line])
+def test_evidence_that_cannot_be_read_is_no_violation(
+    arguments: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    assert main(arguments(tmp_path)) == 2
+
+
+def test_a_database_that_is_not_there_cannot_be_read(tmp_path: Path) -> None:
+    cluster = Cluster({}, "dev", f"sqlite:///{tmp_path}/missing.sqlite")
+    with pytest.raises(Unreadable):
+        cluster.rows("positions")
+    cluster.close()
+
+
+def test_only_the_end_of_a_history_may_be_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"a": 1}\n{"a"')
+    assert list(read_lines(path)) == [{"a": 1}]
+    path.write_text('{"a"\n{"a": 1}\n')
+    with pytest.raises(Unreadable, match="line 1"):
+        list(read_lines(path))
 
 
 def test_a_recording_of_bytes_is_read_back_as_it_was(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 
 from agents.testing import Pipeline
 from audit.auditor import Audit
-from audit.evidence import Record
+from audit.evidence import READ_MODEL_TABLES, Record
+from audit.findings import Findings
+from audit.rules import Holds
+from audit.settlement import Cycles
+from mini_visa import topics
+from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
+from mini_visa.readmodel.views import ALL
+from mini_visa.readmodel.writes import Changes
 from tests.unit.money_flow.test_lives_through_services import LIVES, take
 
 SERVICES = {
@@ -28,6 +35,9 @@ class Left:
 
     environment = "dev"
     has_read_model = False
+    begins: dict[str, int] = {}
+    holds = Holds()
+    committed: dict[str, dict[str, int]] = {}
 
     def __init__(self, flow: Pipeline) -> None:
         self.topics: dict[str, list[Record]] = defaultdict(list)
@@ -58,13 +68,39 @@ class Left:
         return None
 
 
+class Projected(Left):
+    """With the rows that the projection makes of it."""
+
+    has_read_model = True
+
+    def __init__(self, flow: Pipeline) -> None:
+        super().__init__(flow)
+        rule = RuleInForce(rule=DEFAULT_RULES[1], at=flow.at)
+        self.topics["risk.rules"] = [Record(0, 0, flow.at, b"", topics.RISK_RULES.encode(rule), {})]
+        self.partitions = dict.fromkeys(self.topics, 1)
+        self.tables: dict[str, list[dict[str, Any]]] = {name: [] for name in READ_MODEL_TABLES}
+        for view in ALL:
+            records, changes = self.topics.get(view.topic.name, []), Changes()
+            view.rows(0, records, changes, lambda record, reason: pytest.fail(reason))
+            for write in view.writes:
+                rows = changes.rows(write).values()
+                self.tables[write.table.name] += [dict(zip(write.columns, row, strict=True)) for row in rows]
+            if records:
+                self.tables["positions"].append(
+                    {"topic": view.topic.name, "partition": 0, "next_offset": records[-1].offset + 1}
+                )
+
+    def rows(self, table: str) -> Iterator[dict[str, Any]] | None:
+        return iter(self.tables[table])
+
+
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life["life"].replace(" ", "-"))
 def test_the_auditor_agrees_with_the_services(life: dict[str, Any]) -> None:
     flow = Pipeline(**life["account"])
     payments: dict[str, str] = {}
     for step in life["steps"]:
         take(flow, step, payments)
-    findings = Audit(Left(flow)).run()
+    findings = Audit(Projected(flow)).run()
     assert not [line for line in findings.violations if not line.startswith(NOT_HERE)]
     assert findings["account-sums"].looked_at and findings["tables"].looked_at
 
@@ -79,3 +115,104 @@ def test_a_cent_that_is_missing_is_seen() -> None:
     left.topics["ledger.journal"][0] = row._replace(value=msgspec.json.encode(entry))
     findings = Audit(left).run()
     assert all(findings[name].wrong for name in ("journal-balanced", "hash-chain", "journal-complete"))
+
+
+def change(left: Left, topic: str, kind: str, **fields: Any) -> None:
+    """The last message of a kind says something else."""
+    log = left.topics[topic]
+    for index in reversed(range(len(log))):
+        message = msgspec.json.decode(log[index].value or b"")
+        if message["type"].startswith(kind):
+            log[index] = log[index]._replace(value=msgspec.json.encode(message | fields))
+            return
+    raise AssertionError(f"there is no {kind}")
+
+
+def disputed() -> Pipeline:
+    """A payment with a chargeback of all and a represented one of a part."""
+    flow = Pipeline()
+    payment = flow.authorize("10.00")
+    flow.capture(payment)
+    flow.clear(payment)
+    flow.charge_back(payment, "4.00")
+    flow.charge_back(payment, "6.00")
+    flow.represent(payment, 1)
+    return flow
+
+
+def test_the_end_of_another_chargeback_is_seen() -> None:
+    left = Left(disputed())
+    change(left, "account.commands", "represent_chargeback", n=2)
+    change(left, "payment.events", "chargeback_represented", n=2)
+    assert Audit(left).run()["decisions"].wrong
+
+
+def test_a_chargeback_that_is_still_open_after_its_end_is_seen() -> None:
+    left = Left(disputed())
+    log = left.topics["payment.events"]
+    event = msgspec.json.decode(log[-1].value or b"")
+    event["payment"]["chargebacks"][0].pop("state")
+    log[-1] = log[-1]._replace(value=msgspec.json.encode(event))
+    assert Audit(left).run()["payment-sums"].wrong
+
+
+def test_a_part_that_nobody_asked_to_approve_is_seen() -> None:
+    flow = Pipeline(limit="5.00")
+    flow.authorize("10.00", partial_approval=True)
+    left = Left(flow)
+    change(left, "account.commands", "authorize", partial_approval=False)
+    assert Audit(left).run()["decisions"].wrong
+
+
+def test_what_is_decided_while_a_hold_is_overdue_is_seen() -> None:
+    flow = Pipeline()
+    flow.authorize("10.00")
+    flow.authorize("20.00")
+    left = Left(flow)
+    log = left.topics["payment.events"]
+    event = msgspec.json.decode(log[-1].value or b"")
+    event["at"] += 8 * 86_400_000
+    log[-1] = log[-1]._replace(value=msgspec.json.encode(event))
+    examples = Audit(left).run()["decisions"].examples
+    assert any("a hold that ended at" in example for example in examples)
+
+
+def noted() -> Projected:
+    """A payment with notes, one with a character that no database takes."""
+    flow = Pipeline()
+    flow.authorize("10.00", metadata={"order": "4711", "note": "a\0b"})
+    return Projected(flow)
+
+
+def test_notes_and_rules_are_rows_too() -> None:
+    left = noted()
+    assert len(left.tables["payment_metadata"]) == 2 and left.tables["rules"]
+    assert not [line for line in Audit(left).run().violations if not line.startswith(NOT_HERE)]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("payment_metadata", "value"), ("rules", "body"), ("rules", "at"), ("accounts", "place")],
+)
+def test_a_row_that_is_another_is_seen(table: str, column: str) -> None:
+    left = noted()
+    left.tables[table][0][column] = "another"
+    assert Audit(left).run()["read-model"].wrong
+
+
+def test_a_rule_that_nobody_put_in_force_is_seen() -> None:
+    left = noted()
+    left.tables["rules"].append({**left.tables["rules"][0], "version": 7})
+    assert Audit(left).run()["read-model"].wrong
+
+
+@pytest.mark.parametrize(("first", "end", "right"), [(0, 2, True), (1, 2, False), (0, 1, True)])
+def test_a_cycle_that_leaves_an_item_out_is_seen(first: int, end: int, right: bool) -> None:
+    item = {"merchant_id": "m1", "currency": "USD", "sale": 10}
+    findings = Findings()
+    cycles = Cycles(findings, [(0, item), (1, item)])
+    count = end - first
+    cycles.tell({"merchant_id": "m1", "currency": "USD", "items": count, "sales": 10 * count})
+    cycles.close({"cycle": "c", "positions": 1, "first_item": first, "end_item": end}, "here")
+    assert (not findings["settlement"].wrong) == right
+    assert cycles.open["m1", "USD"] == 10 * (2 - end)
