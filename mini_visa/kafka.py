@@ -650,11 +650,11 @@ class Lag:
 
 def _coordinator_of(group: str, partitions: int) -> int:
     """The partition of __consumer_offsets whose leader is the group's coordinator, by Java's hash of a name
-    in ASCII."""
+    in ASCII, a signed number, without its sign."""
     digest = 0
     for character in group.encode("ascii"):
         digest = (31 * digest + character) & 0xFFFFFFFF
-    return (digest & 0x7FFFFFFF) % partitions
+    return min(digest, (1 << 32) - digest) % partitions
 
 
 async def silent_coordinators(settings: Settings) -> dict[int, str]:

@@ -34,6 +34,7 @@ PROMISED = {
     "fraud-alerts-missing", "dashboard-not-accessible",
     # a payment system's own
     "stuck-saga", "dead-letters", "projection-behind", "hanging-transaction", "progress-mismatch",
+    "group-coordinator",
     "disk-full", "gateway-shedding", "clearing-house-unreachable",
 }  # fmt: skip
 
