@@ -74,6 +74,11 @@ def properties(
         "log.retention.check.interval.ms": 60_000,
         "log.segment.bytes": 256 << 20,
         "log.index.size.max.bytes": 1 << 20,
+        # A coordinator that starts reads the logs that it keeps its groups and transactions in, and serves
+        # nobody before it is through: what is said in them again and again is dropped from closed segments.
+        "offsets.topic.segment.bytes": 2 << 20,
+        "transaction.state.log.segment.bytes": 2 << 20,
+        "log.cleaner.delete.retention.ms": 60_000,
         # Memory: the cleaner's default buffer alone is 128 MB.
         "log.cleaner.dedupe.buffer.size": 16 << 20,
         # The next transaction of a producer waits for the last one's markers: two milliseconds here, and it
