@@ -100,6 +100,7 @@ async def measure(*, kills: int, command: str) -> Result:
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
+        result.cores = ground.placed()
     result.figures = [
         *(
             Figure(f"failover.{step}_s", "s", tuple(run[step] for run in result.runs if step in run))

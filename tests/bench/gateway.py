@@ -1,8 +1,8 @@
 """The whole way over HTTP: gateway, risk, authorization and back, as `mini-visa up` runs it.
 
 Latency at fixed rates is open loop, counted from the moment each request was due. Saturation is 32
-connections that send as soon as they are answered. Load generator, broker and services share the
-machine's cores: nothing is pinned.
+connections that send as soon as they are answered. Load generator, broker and services share two
+cores, and have no more where there are more.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: s
         program = str(Path(sys.executable).with_name("mini-visa"))
         home = ground.home / "home"
         environment = ground.environment(MINI_VISA_GATEWAY_PORT="0", MINI_VISA_LOG_LEVEL="warning")
-        with Watched([program, "up"], log=ground.home / "up.log", env=environment, core=None) as system:
+        with ground.watched(
+            "services", [program, "up"], log=ground.home / "up.log", env=environment
+        ) as system:
             wait_until(
                 "the system is up",
                 lambda: (found := running(home)) is not None and found.gateway_url,
@@ -115,6 +117,7 @@ async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: s
                 costs["saturated"].append(meter.us_each(load.answered))
                 _tell(f"{CONNECTIONS} connections {turn + 1}/{reps}", load, costs["saturated"][-1])
             rss = system.rss_peak_mib
+        result.cores = ground.placed()
     for rate, loads in fixed.items():
         prefix = "http" if rate == RATE_PER_S else f"http.{rate}"
         result.figures += [

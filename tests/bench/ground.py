@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,19 @@ from mini_visa.broker import EmbeddedBroker
 from mini_visa.kafka import apply_topics, plans
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import AnyTopic
-from tests.bench.processes import LOAD_CORE, TEST_CORE, Watched, pin_self, python
+from tests.bench.processes import (
+    ALLOWED,
+    BOTH,
+    LOAD,
+    TEST,
+    Cores,
+    Watched,
+    cores_of,
+    keep_self_on,
+    must_be_on,
+    python,
+    require_cores,
+)
 from tests.bench.topiclog import LOG_APPEND_TIME
 
 
@@ -26,19 +38,19 @@ class Ground:
 
     def __init__(self, *, partitions: int | None = None, pinned: bool = True) -> None:
         """`partitions`: as many as `mini-visa up` makes, unless told. `pinned`: broker and load generator
-        keep off the core of what is measured."""
+        are on one core, what is measured is alone on another; else everything is on both."""
         self.partitions = partitions or Settings().partitions
         self.home = Path(tempfile.mkdtemp(prefix="mini-visa-bench-"))
-        self._pinned = pinned
+        self._cores, self._test_cores = (LOAD, TEST) if pinned else (BOTH, BOTH)
+        self._watched: list[tuple[str, Watched]] = []
         self._broker = EmbeddedBroker(
             self.home / "broker", libs_cache=Settings().home / "broker", heap_bytes=1 << 30
         )
 
     async def __aenter__(self) -> Ground:
-        self._cores = os.sched_getaffinity(0)
-        if self._pinned:
-            pin_self(LOAD_CORE)  # the broker inherits it
         try:
+            require_cores()
+            keep_self_on(self._cores)  # the broker inherits it
             self._broker.start()
         except BaseException:
             self._clear()
@@ -52,7 +64,7 @@ class Ground:
         self._clear()
 
     def _clear(self) -> None:
-        os.sched_setaffinity(0, self._cores)
+        keep_self_on(ALLOWED)
         shutil.rmtree(self.home, ignore_errors=True)
 
     @property
@@ -80,9 +92,15 @@ class Ground:
         ]
         await apply_topics(settings, wanted)
 
-    def worker(
-        self, service: str, *, core: int | None = TEST_CORE, name: str = "", **environment: str
+    def watched(
+        self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> Watched:
+        """A process of what is measured, on its cores, to be entered."""
+        process = Watched(command, log=log, env=env, cores=self._test_cores)
+        self._watched.append((name, process))
+        return process
+
+    def worker(self, service: str, *, name: str = "", **environment: str) -> Watched:
         """A worker of `service`, to be entered: `with ground.worker("risk") as worker`. Its ticks are off:
         each of them would be a record more than was put in. A machine that is busy with others may slow a
         transaction down, and not end the run."""
@@ -92,12 +110,25 @@ class Ground:
             "MINI_VISA_TRANSACTION_TIMEOUT_S": "60",
             **environment,
         }
-        return Watched(
+        name = name or service
+        return self.watched(
+            name,
             python(str(Path(__file__).with_name("worker.py")), service),
-            log=self.home / "logs" / f"{name or service}.log",
+            log=self.home / "logs" / f"{name}.log",
             env=self.environment(**settings),
-            core=core,
         )
+
+    def placed(self) -> dict[str, list[int]]:
+        """The cores that everything was on, by name: the broker, this process, and what was measured. Raises
+        `RuntimeError` when one was not where it belongs: the figures would be about something else."""
+        found: dict[str, Cores] = {}
+        for name, pid in (("broker", self.broker_pid), ("load generator", os.getpid())):
+            found[name] = cores_of(pid)
+            must_be_on(self._cores, found[name], name)
+        for name, process in self._watched:
+            process.check_cores()
+            found[name] = process.cores
+        return {name: sorted(cores) for name, cores in found.items()}
 
     def environment(self, **more: str) -> dict[str, str]:
         """Settings of a process of this project on this ground."""

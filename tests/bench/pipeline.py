@@ -1,5 +1,5 @@
 """The whole pipeline: payments that are authorized, captured, cleared, posted and told in SQL, as
-`mini-visa up` does it, all on this machine's cores.
+`mini-visa up` does it, all on two cores, and on no more where there are more.
 
 The requests are put on card.requests at once, as a gateway would have: what is measured is everything
 behind it, with the clearing house and its HTTP. A payment is done when its capture has cleared, its
@@ -168,7 +168,9 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
             MINI_VISA_LOG_LEVEL="warning",
             MINI_VISA_TRANSACTION_TIMEOUT_S="60",  # as `Ground.worker` has it
         )
-        with Watched([program, "up"], log=ground.home / "up.log", env=environment, core=None) as system:
+        with ground.watched(
+            "services", [program, "up"], log=ground.home / "up.log", env=environment
+        ) as system:
             state = await _ready(home, system)
             meter = Meter({**state.pids, "broker": ground.broker_pid, "this": os.getpid()})
             batches = Batches(state.web_ports[service] for service in topics.SERVICES)
@@ -201,6 +203,7 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
                     result.runs.append(run)
                     progress.print(f"[dim]  pipeline {turn + 1}/{reps}: {_told(run)}")
             rss = system.rss_peak_mib
+        result.cores = ground.placed()
     result.figures = [
         Figure("pipeline.per_s", "payments/s", tuple(payments / run["seconds"] for run in result.runs)),
         *(
@@ -211,7 +214,7 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
     ]
     result.notes.append(
         f"{payments:,} payments on {accounts:,} accounts, each authorized and captured in one, cleared "
-        "over HTTP, posted twice and told in SQL; broker, eleven processes and this one share the cores"
+        "over HTTP, posted twice and told in SQL; broker, eleven processes and this one share two cores"
     )
     return result
 

@@ -1,4 +1,4 @@
-"""Processes under test: started on one core, watched for CPU and memory, never left behind."""
+"""Processes under test: each on its cores, watched for CPU and memory, never left behind."""
 
 from __future__ import annotations
 
@@ -10,29 +10,70 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Final
 
 import psutil  # type: ignore[import-untyped]
 
-TEST_CORE = 1
-"""The core of what is measured; broker and load generator are on the others."""
-LOAD_CORE = 0
+Cores = frozenset[int]
 
 
-def pinned(core: int) -> list[str]:
-    """The command prefix that keeps a process on `core`; nothing where that cannot be had."""
-    if shutil.which("taskset") and core in os.sched_getaffinity(0):
-        return ["taskset", "-c", str(core)]
-    return []
+def _allowed() -> Cores:
+    return frozenset(os.sched_getaffinity(0)) if sys.platform == "linux" else frozenset()
 
 
-def pin_self(core: int) -> None:
-    """Keep this process (the load generator) off the core of what is measured."""
-    if core in os.sched_getaffinity(0):
-        os.sched_setaffinity(0, {core})
+ALLOWED: Final = _allowed()
+"""Cores that this process was started with: read before it keeps itself on one of them."""
+LOAD: Final[Cores] = frozenset(sorted(ALLOWED)[:1])
+"""Broker and load generator."""
+TEST: Final[Cores] = frozenset(sorted(ALLOWED)[1:2])
+"""What is measured, alone."""
+BOTH: Final[Cores] = LOAD | TEST
+"""Everything together, where the whole system is measured: two cores, however many there are."""
+
+
+def require_cores() -> None:
+    """Raises `RuntimeError` where what is measured cannot have a core of its own."""
+    if not TEST:
+        raise RuntimeError(
+            "the benchmarks need Linux and two cores: one for what is measured, one for broker and load"
+        )
+
+
+def _threads(pid: int) -> list[int]:
+    try:
+        return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def cores_of(pid: int) -> Cores:
+    """Every core that a thread of the process may run on; none when it is gone."""
+    found: set[int] = set()
+    for thread in _threads(pid):
+        with contextlib.suppress(ProcessLookupError):
+            found |= os.sched_getaffinity(thread)
+    return frozenset(found)
+
+
+def keep_self_on(cores: Cores) -> None:
+    """Keep every thread of this process, and what it starts from now on, on `cores`."""
+    for thread in _threads(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, cores)
+
+
+@contextlib.contextmanager
+def starting_on(cores: Cores) -> Iterator[None]:
+    """What this thread starts meanwhile is on `cores` from its first instruction on."""
+    former = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, former)
 
 
 def dying_with_parent() -> list[str]:
@@ -47,10 +88,17 @@ def stop_in_order_when_told() -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
+def must_be_on(asked: Cores, found: Cores, what: str) -> None:
+    """Raises `RuntimeError` when `what` runs on other cores than the figures say."""
+    if found != asked:
+        raise RuntimeError(f"{what} may run on cores {sorted(found)} and was to be on {sorted(asked)}")
+
+
 class Watched:
     """A process and all its descendants: `with Watched(command, log=...) as worker: ...`.
 
-    `cpu_s` and `rss_peak_mib` are sums over the tree, sampled every 0.1 s and once more on request.
+    `cpu_s` and `rss_peak_mib` are sums over the tree, sampled every 0.1 s and once more on request; `cores`
+    are all that any of its threads was ever allowed to run on.
     """
 
     def __init__(
@@ -59,12 +107,14 @@ class Watched:
         *,
         log: Path,
         env: Mapping[str, str] | None = None,
-        core: int | None = TEST_CORE,
+        cores: Cores = TEST,
         cwd: Path | None = None,
     ) -> None:
-        self.command = [*dying_with_parent(), *(pinned(core) if core is not None else ()), *command]
+        self.command = [*dying_with_parent(), *command]
         self.log = log
         self.rss_peak_mib = 0.0
+        self.cores: Cores = frozenset()
+        self._asked = cores
         self._env = {**os.environ, **(env or {})}
         self._cwd = cwd
         self._cpu: dict[int, float] = {}
@@ -76,15 +126,16 @@ class Watched:
     def __enter__(self) -> Watched:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._log_file = self.log.open("ab")
-        self._process = subprocess.Popen(
-            self.command,
-            env=self._env,
-            cwd=self._cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log_file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with starting_on(self._asked):
+            self._process = subprocess.Popen(
+                self.command,
+                env=self._env,
+                cwd=self._cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log_file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self._root = psutil.Process(self._process.pid)
         self._sampler = threading.Thread(target=self._sample_for_ever, daemon=True)
         self._sampler.start()
@@ -108,11 +159,18 @@ class Watched:
             return sum(self._cpu.values())
 
     def check(self) -> None:
-        """Raises `RuntimeError` with the end of its log when the process has ended by itself."""
+        """Raises `RuntimeError` with the end of its log when the process has ended by itself, and when it is
+        not on the cores that it was started for."""
         assert self._process is not None
         code = self._process.poll()
         if code is not None:
             raise RuntimeError(f"{self.command[-1]} ended with {code}: {self.tail()}")
+        if self.cores:
+            self.check_cores()
+
+    def check_cores(self) -> None:
+        """Raises `RuntimeError` unless it was on the cores asked for, all of them and no other."""
+        must_be_on(self._asked, self.cores, self.command[-1])
 
     def kill(self) -> None:
         """SIGKILL to the whole tree, at once."""
@@ -125,6 +183,7 @@ class Watched:
         """SIGTERM, then after `timeout_s` SIGKILL."""
         assert self._process is not None and self._log_file is not None
         self._stop.set()
+        self._sample()
         tree = self._tree()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
@@ -154,8 +213,10 @@ class Watched:
                     times = process.cpu_times()
             except psutil.Error:
                 continue
+            cores = cores_of(process.pid)
             with self._lock:
                 self._cpu[process.pid] = times.user + times.system
+                self.cores |= cores
         self.rss_peak_mib = max(self.rss_peak_mib, rss / 2**20)
 
     def _sample_for_ever(self) -> None:

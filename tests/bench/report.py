@@ -57,6 +57,8 @@ class Result:
     notes: list[str] = field(default_factory=list)
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """Curves for the plots: name -> [(x, y)]."""
+    cores: dict[str, list[int]] = field(default_factory=dict)
+    """The cores that each process was on, read while it ran."""
     error: str = ""
     seconds: float = 0.0
 

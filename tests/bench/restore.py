@@ -60,6 +60,7 @@ async def measure(*, records: int, reps: int, command: str) -> Result:
                 f"{number(rates[-1])}/s",
                 style="dim",
             )
+        result.cores = ground.placed()
     result.figures = [
         Figure("restore.per_s", "records/s", tuple(rates)),
         Figure("restore.seconds", "s", tuple(seconds)),

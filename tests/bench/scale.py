@@ -31,7 +31,8 @@ async def measure(*, records: int, reps: int, command: str) -> Result:
     found: dict[tuple[int, int], list[tuple[float, float]]] = {shape: [] for shape in SHAPES}
     for turn in range(reps):
         for partitions, workers in SHAPES:
-            cpu_us, rss_mib = await _run(partitions, workers, records)
+            cpu_us, rss_mib, cores = await _run(partitions, workers, records)
+            result.cores |= cores
             found[partitions, workers].append((cpu_us, rss_mib))
             console.print(
                 f"  scale {turn + 1}/{reps}: {partitions} partitions, {workers} worker{'s' * (workers > 1)}: "
@@ -50,8 +51,8 @@ async def measure(*, records: int, reps: int, command: str) -> Result:
     return result
 
 
-async def _run(partitions: int, workers: int, records: int) -> tuple[float, float]:
-    """CPU us a record, and MiB resident."""
+async def _run(partitions: int, workers: int, records: int) -> tuple[float, float, dict[str, list[int]]]:
+    """CPU us a record, MiB resident, and the cores that each process was on."""
     source, sink = topics.ACCOUNT_COMMANDS.name, topics.PAYMENT_EVENTS.name
     load = Workload(series="scale", start_ms=int(time.time() * 1_000) - EVENT_TIME_BACK_MS)
     async with Ground(partitions=partitions) as ground:
@@ -85,7 +86,7 @@ async def _run(partitions: int, workers: int, records: int) -> tuple[float, floa
             rss_mib = sum(worker.rss_peak_mib for worker in running)
         tally = Tally(SERVICE)
         check_counts(await read_all(ground.bootstrap, sink, tally, start=before), tally, records)
-    return cpu_us, rss_mib
+        return cpu_us, rss_mib, ground.placed()
 
 
 def _worker(ground: Ground, number: int) -> Watched:

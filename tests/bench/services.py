@@ -70,6 +70,7 @@ async def measure(
                 f"{run.approved_share:.0%} approved",
                 style="dim",
             )
+        result.cores = ground.placed()
     rates = tuple(run.records / run.seconds for run in runs)
     result.figures = [
         Figure(f"{name}.per_s", "records/s", rates),

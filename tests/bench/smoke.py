@@ -15,7 +15,7 @@ import msgspec
 from aiokafka.structs import ConsumerRecord
 
 from tests.bench.ground import Ground
-from tests.bench.processes import Watched, python
+from tests.bench.processes import python
 from tests.bench.report import Figure, Result, console, number
 from tests.bench.topiclog import LOG_APPEND_TIME, Entry, Progress, create_topics, preload, read_all
 from tests.bench.w1.rule import Decision, oracle, requests
@@ -58,7 +58,7 @@ async def w1_once(ground: Ground, peer: str, command: list[str], count: int, *, 
         "STATE_DIR": str(state),
     }
     load_before = time.monotonic()
-    with Watched(command, log=ground.home / f"{name}.log", env=environment) as worker:
+    with ground.watched(peer, command, log=ground.home / f"{name}.log", env=environment) as worker:
         async with Progress(ground.bootstrap, sink, lambda: worker.cpu_s) as progress:
             await progress.until(count, timeout_s=RUN_TIMEOUT_S, check=worker.check)
         cpu_s = worker.cpu_s
@@ -106,6 +106,7 @@ async def smoke(*, reps: int = 1, ratio_min: float = RATIO_MIN) -> Result:
                     f"  {peer} {turn + 1}/{reps}: {number(run['per_s'])} records/s, {run['cpu_s']:.1f} CPU s",
                     style="dim",
                 )
+        result.cores = ground.placed()
     ratios = tuple(ours / theirs for ours, theirs in zip(rates[OURS], rates[FAUST], strict=True))
     result.figures = [
         Figure("smoke.mini-visa.per_s", "records/s", tuple(rates[OURS])),
