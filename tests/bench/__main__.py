@@ -100,7 +100,9 @@ def parser() -> argparse.ArgumentParser:
 
     guard = commands.add_parser("smoke", help="for CI: against an idiomatic Faust agent, fails under a ratio")
     guard.add_argument("--reps", type=int, default=1)
-    guard.add_argument("--ratio-min", type=float, default=smoke.RATIO_MIN)
+    guard.add_argument(
+        "--ratio-min", type=float, default=smoke.RATIO_MIN, help=f"of records/s ({smoke.RATIO_MIN:g})"
+    )
     return top
 
 

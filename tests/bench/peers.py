@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def measure(peers: Sequence[str], *, records: int, reps: int, out: Path | None =
 
 
 def reckon(runs: Sequence[dict[str, Any]], peers: Sequence[str], *, records: int, reps: int) -> Result:
-    """The figures of `runs`, in which a run with a wrong or a missing decision is an error."""
+    """The figures of `runs`, in which a decision that is wrong, missing or made twice is an error."""
     suffix = "" if records <= 300_000 else ".long"
     result = Result(
         f"w1{suffix.replace('.', '-')}",
@@ -136,9 +136,8 @@ def reckon(runs: Sequence[dict[str, Any]], peers: Sequence[str], *, records: int
     for peer in peers:
         own = [run for run in runs if run["peer"] == peer]
         for run in own:
-            if run["wrong"] or run["missing"]:
-                faults.append(f"{peer}: {run['wrong']} wrong, {run['missing']} missing of {records}")
-        good = [run for run in own if not run["wrong"] and not run["missing"] and run.get("visible_seconds")]
+            faults += [f"{peer}: {fault}" for fault in faults_of(run, records)]
+        good = [run for run in own if not faults_of(run, records) and run.get("visible_seconds")]
         rates[peer] = [records / run["visible_seconds"] for run in good]
         if good:
             result.figures += [
@@ -158,6 +157,16 @@ def reckon(runs: Sequence[dict[str, Any]], peers: Sequence[str], *, records: int
         "harness's oracle; CPU seconds of the process tree with its start"
     )
     return result
+
+
+def faults_of(run: Mapping[str, Any], records: int) -> list[str]:
+    """What the harness's oracle found wrong with a run's decisions."""
+    found = []
+    if run["wrong"] or run["missing"]:
+        found.append(f"{run['wrong']} wrong, {run['missing']} missing of {records}")
+    if run["records_out"] != records:
+        found.append(f"{run['records_out']} decisions for {records} requests: not once each")
+    return found
 
 
 def _run(command: list[str], **env: str) -> None:
