@@ -29,7 +29,6 @@ from tests.bench import (
 )
 from tests.bench.processes import stop_in_order_when_told
 from tests.bench.report import (
-    Figure,
     Result,
     console,
     machine,
@@ -66,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--reps", type=int, default=3)
         one.add_argument("--profile", default="", help="a file for cProfile's figures of the worker")
         if service == "authorization":
-            one.add_argument("--hot", action="store_true", help="one account takes 20 %% of the traffic")
+            one.add_argument(
+                "--hot", action="store_true", help="with 20 %% of the traffic on one account, beside without"
+            )
 
     web = commands.add_parser("http", help="latency at fixed rates, and saturation")
     web.add_argument("--rate", type=int, action="append", help="requests/s; several times for several (500)")
@@ -92,7 +93,9 @@ def parser() -> argparse.ArgumentParser:
     large = commands.add_parser("growth", help="a payment's cost as accounts grow, and with a hot account")
     large.add_argument("--accounts-max", type=int, default=2_500_000, help="of one partition (2500000)")
     large.add_argument("--records", type=int, default=40_000)
-    large.add_argument("--reps", type=int, default=3)
+    large.add_argument(
+        "--reps", type=int, default=growth.REPS, help=f"runs of each, in turns (default {growth.REPS})"
+    )
 
     wide = commands.add_parser("scale", help="a record's cost and memory by partitions and workers")
     wide.add_argument("--records", type=int, default=100_000, help="of a run (100000)")
@@ -129,13 +132,15 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
             )
 
         return w1
-    if name in ("authorization", "authorization-hot", "risk"):
-        service, _, hot = name.partition("-")
+    if name == "authorization-hot" or (name == "authorization" and option("hot", False)):
+        return lambda: services.measure_hot(
+            records=option("records", 150_000), reps=reps, command=command, profile=option("profile", "")
+        )
+    if name in ("authorization", "risk"):
         return lambda: services.measure(
-            service,
-            records=option("records", 200_000 if service == "risk" else 150_000),
+            name,
+            records=option("records", 200_000 if name == "risk" else 150_000),
             reps=reps,
-            hot=bool(hot) or option("hot", False),
             command=command,
             profile=option("profile", ""),
         )
@@ -188,16 +193,6 @@ def run_one(name: str, measure: Measurement) -> Result:
     return result
 
 
-def hot_share(results: Sequence[Result]) -> Result:
-    """Authorization with a hot account as a share of that without, of what ran in this run."""
-    figures = {figure.name: figure.values for result in results for figure in result.figures}
-    pairs = zip(
-        figures.get("authorization.hot.per_s", ()), figures.get("authorization.per_s", ()), strict=False
-    )
-    ratios = tuple(hot / plain for hot, plain in pairs)
-    return Result("hot share", "", [Figure("authorization.hot.ratio", "x", ratios)] if ratios else [])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
@@ -206,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "all":
         names = getattr(options, "only", " ".join(ALL)).split()
         results = [run_one(one, measurement(one, options)) for one in names]
-        print_against_aims([*results, hot_share(results)])
+        print_against_aims(results)
     else:
         results = [run_one(name, measurement(name, options))]
     if options.plots:

@@ -35,6 +35,16 @@ from tests.bench.workload import Workload
 BATCH = 4_000
 PARTITIONS = 4
 STEPS = ("consume", "decode", "handle", "rows", "pack", "store")
+AT_WORK = tuple(
+    f"rocksdb.{what}"
+    for what in (
+        "mem-table-flush-pending",
+        "num-running-flushes",
+        "compaction-pending",
+        "num-running-compactions",
+    )
+)
+"""RocksDB's properties that are all 0 when it has nothing left to do."""
 _PRODUCER = Producer(1, 0)
 _IDENTITY = Identity("parts", b"\x00" * 16, b"\x00" * 16)
 
@@ -146,6 +156,15 @@ class Pass:
                 self.ns[step] += ns
             self.results.append(result)
         return result
+
+    def settle(self, timeout_s: float = 300.0) -> None:
+        """Have RocksDB write out what is in memory, and return once it has nothing left to do."""
+        database, deadline = self._store._database, time.monotonic() + timeout_s
+        database.flush()
+        while any(database.property_int_value(name) for name in AT_WORK):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"RocksDB is at work for {timeout_s:g} s")
+            time.sleep(0.01)
 
     def close(self) -> None:
         self._store.close()

@@ -77,13 +77,13 @@ def _peers(result: Result, title: str) -> Path:
 def _services(results: list[Result]) -> Path:
     canvas, axes = plt.subplots(figsize=(6.4, 3.0))
     for result in results:
-        for points in result.series.values():
+        for name, points in result.series.items():
             axes.plot(
                 [x for x, _ in points],
                 [y for _, y in points],
                 marker="o",
                 markersize=2,
-                label=result.benchmark,
+                label=name.partition(",")[0],
             )
     axes.set_xlabel("seconds")
     axes.set_ylabel("records in the second")

@@ -16,8 +16,15 @@ from tests.bench.ground import Ground
 from tests.bench.processes import Watched, wait_until
 from tests.bench.report import Figure, Result, console
 from tests.bench.restore import ACQUIRED
-from tests.bench.services import EVENT_TIME_BACK_MS, RUN_TIMEOUT_S, Tally, check_counts, process
-from tests.bench.topiclog import Progress, ends, preload, read_all
+from tests.bench.services import (
+    EVENT_TIME_BACK_MS,
+    RUN_TIMEOUT_S,
+    count_outputs,
+    output_ends,
+    outputs,
+    process,
+)
+from tests.bench.topiclog import Progress, preload
 from tests.bench.workload import Workload
 
 SERVICE = "authorization"
@@ -56,9 +63,9 @@ async def _run(partitions: int, workers: int, records: int) -> tuple[float, floa
     source, sink = topics.ACCOUNT_COMMANDS.name, topics.PAYMENT_EVENTS.name
     load = Workload(series="scale", start_ms=int(time.time() * 1_000) - EVENT_TIME_BACK_MS)
     async with Ground(partitions=partitions) as ground:
-        await ground.apply_topics([topics.PAYMENT_EVENTS])
+        await ground.apply_topics(outputs(SERVICE))
         await process(ground, SERVICE, source, sink, load.open_accounts())
-        before = await ends(ground.bootstrap, sink)
+        before = await output_ends(ground, SERVICE)
         with contextlib.ExitStack() as stack:
             running = [stack.enter_context(_worker(ground, number)) for number in range(workers)]
 
@@ -81,11 +88,12 @@ async def _run(partitions: int, workers: int, records: int) -> tuple[float, floa
                 ground.bootstrap, source, load.authorizations(records, step_ms=1), partitions=partitions
             )
             async with Progress(ground.bootstrap, sink) as progress:
-                await progress.until(sum(before.values()) + records, timeout_s=RUN_TIMEOUT_S, check=check)
+                await progress.until(
+                    sum(before[sink].values()) + records, timeout_s=RUN_TIMEOUT_S, check=check
+                )
             cpu_us = (cpu_s() - began_s) / records * 1e6
             rss_mib = sum(worker.rss_peak_mib for worker in running)
-        tally = Tally(SERVICE)
-        check_counts(await read_all(ground.bootstrap, sink, tally, start=before), tally, records)
+        await count_outputs(ground, SERVICE, before, records=records, approved=load.approved)
         return cpu_us, rss_mib, ground.placed()
 
 

@@ -1,12 +1,13 @@
 """The payments that the services are measured with: the real messages, in the real proportions.
 
 Every `DECLINED_EVERY`-th account is blocked, so 96 % of the authorizations are approved. All of it
-follows from the seed.
+follows from the seed, and so does which of them are to be approved.
 """
 
 from __future__ import annotations
 
 import random
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from hashlib import sha256
 
@@ -46,6 +47,22 @@ def is_blocked(number: int) -> bool:
     return number % DECLINED_EVERY == DECLINED_EVERY - 1
 
 
+class Frequency:
+    """Risk's rule on a card's requests, written for reading: more than ten in the second of this one and the
+    59 before it are too many; those that were declined count. No other rule fires on these amounts."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[int, deque[int]] = defaultdict(deque)
+
+    def allows(self, number: int, at_ms: int) -> bool:
+        """Count a request on card `number`; requests come in the order of time."""
+        second, seen = at_ms // 1_000, self._seconds[number]
+        while seen and seen[0] <= second - 60:
+            seen.popleft()
+        seen.append(second)
+        return len(seen) <= 10
+
+
 class Workload:
     """Messages about `accounts` accounts of one `series` (another series: other accounts)."""
 
@@ -69,7 +86,10 @@ class Workload:
             for i in range(1_000)
         ]
         self.now = start_ms
+        self.approved = 0
+        """How many of the messages made so far are to be approved, by the service that they are for."""
         self._requests = 0
+        self._frequency = Frequency()
 
     def open_accounts(self) -> Iterator[Entry]:
         """One command on account.commands for each account."""
@@ -86,51 +106,56 @@ class Workload:
             )
             yield self._keys[number], topics.ACCOUNT_COMMANDS.encode(command), self.now
 
-    def hot_history(self) -> Iterator[Entry]:
-        """What leaves account 0 with `HOT_REQUESTS` recent request ids and `HOT_HOLDS` open holds."""
+    def history(self, *, hot: bool) -> Iterator[Entry]:
+        """What leaves account 0 with `HOT_REQUESTS` recent request ids and `HOT_HOLDS` open holds; if not
+        `hot`, the same spread over all accounts that are not blocked."""
         holds = HOT_HOLDS + (HOT_REQUESTS - HOT_HOLDS) // 2
+        spread = [0] if hot else [i for i in range(len(self.accounts)) if not is_blocked(i)]
         for i in range(holds):
-            yield self._authorize(0, request_id=f"history-{i}", step_ms=1)
+            self.now += 1
+            yield self._authorize(spread[i % len(spread)], request_id=f"history-{i}")
         for i in range(holds - HOT_HOLDS):
-            yield self.reverse(0, f"history-{i}")
+            yield self._reverse(spread[i % len(spread)], f"history-{i}")
 
     def authorizations(
         self,
         count: int,
         *,
         step_ms: int,
-        hot_share: float = 0.0,
+        reversed_share: float = 0.0,
+        hot: bool = False,
         assessed: bool = True,
         capture: bool = False,
     ) -> Iterator[Entry]:
-        """`count` authorizations, one each `step_ms` of event time, uniform over the accounts but for
-        `hot_share` of them on account 0. With `assessed` as risk passes them on (account.commands),
-        without as the gateway sends them (card.requests). With `capture` each is captured at once.
+        """`count` authorizations, one each `step_ms` of event time, uniform over the accounts. With
+        `assessed` as risk passes them on (account.commands), without as the gateway sends them
+        (card.requests). With `capture` each is captured at once.
 
-        On the hot account every other one is reversed by the next, so that its open holds stay as many.
+        Of a share of them, `reversed_share`, every other one is a reversal instead, of the one before it: all
+        on account 0 if `hot`, whose open holds so stay as many, else on any that is not blocked.
         """
         draw, size = self._draw, len(self.accounts)
-        open_hot: str | None = None
+        held: tuple[int, str] | None = None
         for _ in range(count):
-            if hot_share and draw.random() < hot_share:
-                self.now += step_ms
-                if open_hot is not None:
-                    yield self.reverse(0, open_hot)
-                    open_hot = None
-                else:
-                    open_hot = self._next_request_id()
-                    yield self._authorize(0, request_id=open_hot, step_ms=0, assessed=assessed)
-            else:
-                number = draw.randrange(1, size) if hot_share else draw.randrange(size)
+            self.now += step_ms
+            if draw.random() >= reversed_share:
+                number = draw.randrange(1 if hot else 0, size)
                 yield self._authorize(
-                    number,
-                    request_id=self._next_request_id(),
-                    step_ms=step_ms,
-                    assessed=assessed,
-                    capture=capture,
+                    number, request_id=self._next_request_id(), assessed=assessed, capture=capture
                 )
+            elif held is None:
+                held = (0 if hot else self._draw_active(), self._next_request_id())
+                yield self._authorize(held[0], request_id=held[1], assessed=assessed)
+            else:
+                yield self._reverse(*held)
+                held = None
 
-    def reverse(self, number: int, original: str) -> Entry:
+    def _draw_active(self) -> int:
+        while is_blocked(number := self._draw.randrange(len(self.accounts))):
+            pass
+        return number
+
+    def _reverse(self, number: int, original: str) -> Entry:
         command = ReversePayment(
             account=self.accounts[number],
             request_id=f"undo-{original}",
@@ -140,16 +165,16 @@ class Workload:
             original_request_id=original,
         )
         self._requests += 1
+        self.approved += 1
         return self._keys[number], topics.ACCOUNT_COMMANDS.encode(command), self.now
 
     def _next_request_id(self) -> str:
         return f"{self.series}-{self._requests:09d}"
 
     def _authorize(
-        self, number: int, *, request_id: str, step_ms: int, assessed: bool = True, capture: bool = False
+        self, number: int, *, request_id: str, assessed: bool = True, capture: bool = False
     ) -> Entry:
         draw = self._draw
-        self.now += step_ms
         command = Authorize(
             account=self.accounts[number],
             request_id=request_id,
@@ -165,6 +190,7 @@ class Workload:
             verdict=VERDICT if assessed else None,
         )
         self._requests += 1
+        self.approved += not is_blocked(number) if assessed else self._frequency.allows(number, self.now)
         topic = topics.ACCOUNT_COMMANDS if assessed else topics.CARD_REQUESTS
         return self._keys[number], topic.encode(command), self.now
 
