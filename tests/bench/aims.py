@@ -34,7 +34,7 @@ AIMS: dict[str, Aim] = {
     "risk.per_s": Aim("risk service, records/s a core", "/s", 20_000, 40_000),
     "http.p50_ms": Aim("HTTP authorize at 500/s, p50", "ms", 40, 20, "lower"),
     "http.p99_ms": Aim("HTTP authorize at 500/s, p99", "ms", 120, 60, "lower"),
-    "http.saturation_per_s": Aim("HTTP saturation, 32 connections", "/s", 1_500, 3_000),
+    "http.saturation_per_s": Aim("HTTP saturation, 32 connections (closed loop)", "/s", 1_500, 3_000),
     "failover.first_decision_s": Aim("first decision after SIGKILL, restarted at once", "s", 5, 3, "lower"),
     "restore.per_s": Aim("restore from an empty disk, records/s a worker", "/s", 100_000, 200_000),
     "pipeline.per_s": Aim("whole pipeline, payments/s", "/s", 3_000, 10_000),

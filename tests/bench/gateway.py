@@ -13,29 +13,31 @@ import json
 import os
 import random
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-import psutil  # type: ignore[import-untyped]
-
-from mini_visa.supervisor.lock import running
+from mini_visa import topics
+from mini_visa.supervisor.lock import Running, running
 from tests.bench.ground import Ground
-from tests.bench.httpload import Load, closed_loop, open_loop, post
+from tests.bench.httpload import ANSWER_TIMEOUT_S, Load, closed_loop, open_loop, post
+from tests.bench.meters import Batches, Meter
 from tests.bench.processes import Watched, wait_until
 from tests.bench.report import Figure, Result, console, number
 from tests.bench.workload import pan_of
 
-ACCOUNTS = 10_000
-"""So many that no card comes near the rules' ten requests a minute."""
+ACCOUNTS_MIN = 10_000
+REQUESTS_A_MINUTE = 5
+"""Of a card, at most: the rules decline from the eleventh on."""
 CONNECTIONS = 32
 RATE_PER_S = 500
 LIMIT = "1000000.00"
 START_TIMEOUT_S = 120.0
 WARM_S = 25.0
 """The broker's JVM compiles what is hot for about as long; until then half a core is its compiler's."""
-APPROVED_SHARE_MIN = 0.9
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.9)
 
 
@@ -63,157 +65,208 @@ def payment_requests(host: str, accounts: int, run: str) -> Iterator[bytes]:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How requests are sent: `rate` a second whatever becomes of them (open loop), or, with a rate of 0, by
+    `CONNECTIONS` clients as soon as they are answered (closed loop)."""
+
+    rate: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.rate}/s" if self.rate else "saturated"
+
+    @property
+    def label(self) -> str:
+        if self.rate:
+            return f"{self.rate}/s, open loop: from when a request was due"
+        return f"{CONNECTIONS} connections, closed loop: from when a request was sent"
+
+    @property
+    def prefix(self) -> str:
+        """Of the figures of its latencies."""
+        if not self.rate:
+            return "http.saturation_"
+        return "http." if self.rate == RATE_PER_S else f"http.{self.rate}."
+
+
+@dataclass(slots=True)
+class Run:
+    """What became of a load, and what it took."""
+
+    load: Load
+    cpu_us: dict[str, float]
+    """A request, by process."""
+    records_a_batch: dict[str, float]
+    """By processor."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "requests": self.load.requests,
+            "per_s": self.load.per_s,
+            "statuses": dict(self.load.statuses),
+            "approved": self.load.approved,
+            "connections": self.load.connections,
+            "records_a_batch": self.records_a_batch,
+        }
+
+
+class System:
+    """`mini-visa up` as its clients see it."""
+
+    def __init__(self, state: Running, accounts: int, broker_pid: int) -> None:
+        url = urlsplit(state.gateway_url)
+        self._host, self._port = url.hostname or "127.0.0.1", url.port or 80
+        self._name = f"{self._host}:{self._port}"
+        self._accounts = accounts
+        self._meter = Meter({**state.pids, "broker": broker_pid, "load generator": os.getpid()})
+        self._batches = Batches(state.web_ports[service] for service in topics.SERVICES)
+
+    async def open_accounts(self) -> None:
+        requests = account_requests(self._name, self._accounts)
+        opened = await closed_loop(self._host, self._port, requests, connections=CONNECTIONS, seconds=300)
+        if opened.statuses != {200: self._accounts}:
+            raise RuntimeError(f"{self._accounts} accounts were to be opened: {dict(opened.statuses)}")
+
+    async def run(self, way: Way, seconds: float, name: str) -> Run:
+        """Payments sent in that way; `name` sets their request ids apart."""
+        requests = payment_requests(self._name, self._accounts, name)
+        self._batches.begin()
+        self._meter.begin()
+        if way.rate:
+            load = await open_loop(self._host, self._port, requests, rate=way.rate, seconds=seconds)
+        else:
+            load = await closed_loop(
+                self._host, self._port, requests, connections=CONNECTIONS, seconds=min(seconds, 10.0)
+            )
+        cpu_us = self._meter.us_each(load.answered)
+        return Run(load, cpu_us, self._batches.records_each())
+
+
 async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: str) -> Result:
     """Latency at each of `rates` and the saturation point, `reps` times each, in turns."""
     result = Result("http", command)
-    fixed: dict[int, list[Load]] = {rate: [] for rate in rates}
-    saturated: list[Load] = []
-    costs: defaultdict[str, list[dict[str, float]]] = defaultdict(list)
+    runs: dict[Way, list[Run]] = {Way(rate): [] for rate in (*rates, 0)}
+    accounts = max(ACCOUNTS_MIN, max(rates) * 60 // REQUESTS_A_MINUTE)
     async with Ground(pinned=False) as ground:
         await ground.apply_topics()
         program = str(Path(sys.executable).with_name("mini-visa"))
-        home = ground.home / "home"
         environment = ground.environment(MINI_VISA_GATEWAY_PORT="0", MINI_VISA_LOG_LEVEL="warning")
         with ground.watched(
             "services", [program, "up"], log=ground.home / "up.log", env=environment
-        ) as system:
-            wait_until(
-                "the system is up",
-                lambda: (found := running(home)) is not None and found.gateway_url,
-                timeout_s=START_TIMEOUT_S,
-                worker=system,
-            )
-            found = running(home)
-            assert found is not None
-            url = urlsplit(found.gateway_url)
-            host, port = url.hostname or "127.0.0.1", url.port or 80
-            await _ready(host, port, system)
-            name = f"{host}:{port}"
-            opened = await closed_loop(
-                host, port, account_requests(name, ACCOUNTS), connections=CONNECTIONS, seconds=120
-            )
-            if opened.statuses[200] != ACCOUNTS:
-                raise RuntimeError(f"{ACCOUNTS} accounts were to be opened: {dict(opened.statuses)}")
-            await open_loop(
-                host, port, payment_requests(name, ACCOUNTS, "warm"), rate=rates[0], seconds=WARM_S
-            )
-            found = running(home)
-            assert found is not None
-            meter = Meter({**found.pids, "broker": ground.broker_pid, "load generator": os.getpid()})
+        ) as services:
+            state = await _ready(ground.home / "home", services)
+            system = System(state, accounts, ground.broker_pid)
+            await system.open_accounts()
+            warm = await system.run(Way(rates[0]), WARM_S, "warm")
             for turn in range(reps):
-                for rate in rates:
-                    requests = payment_requests(name, ACCOUNTS, f"at{rate}-{turn}")
-                    meter.begin()
-                    load = await open_loop(host, port, requests, rate=rate, seconds=seconds)
-                    fixed[rate].append(load)
-                    costs[f"{rate}/s"].append(meter.us_each(load.answered))
-                    _tell(f"{rate}/s {turn + 1}/{reps}", load, costs[f"{rate}/s"][-1])
-                requests = payment_requests(name, ACCOUNTS, f"full-{turn}")
-                meter.begin()
-                load = await closed_loop(
-                    host, port, requests, connections=CONNECTIONS, seconds=min(seconds, 10.0)
-                )
-                saturated.append(load)
-                costs["saturated"].append(meter.us_each(load.answered))
-                _tell(f"{CONNECTIONS} connections {turn + 1}/{reps}", load, costs["saturated"][-1])
-            rss = system.rss_peak_mib
+                for way in runs:
+                    run = await system.run(way, seconds, f"{way.name.replace('/', '-')}-{turn}")
+                    services.check()
+                    runs[way].append(run)
+                    _tell(f"{way.name} {turn + 1}/{reps}", run)
+            rss = services.rss_peak_mib
         result.cores = ground.placed()
-    for rate, loads in fixed.items():
-        prefix = "http" if rate == RATE_PER_S else f"http.{rate}"
-        result.figures += [
-            Figure(f"{prefix}.p50_ms", "ms", tuple(load.percentile_ms(50) for load in loads)),
-            Figure(f"{prefix}.p99_ms", "ms", tuple(load.percentile_ms(99) for load in loads)),
-            Figure(f"{prefix}.max_ms", "ms", tuple(load.percentile_ms(100) for load in loads)),
-        ]
-        result.series[f"{rate}/s"] = [(p, loads[-1].percentile_ms(p)) for p in PERCENTILES]
-    result.figures += [
-        Figure("http.saturation_per_s", "requests/s", tuple(load.per_s for load in saturated)),
-        Figure("http.saturation_p50_ms", "ms", tuple(load.percentile_ms(50) for load in saturated)),
-        Figure("http.saturation_p99_ms", "ms", tuple(load.percentile_ms(99) for load in saturated)),
-        Figure("http.rss", "MiB, all processes but the broker", (rss,)),
-    ]
-    result.series[f"saturated, {CONNECTIONS} connections"] = [
-        (p, saturated[-1].percentile_ms(p)) for p in PERCENTILES
-    ]
-    for at, runs in costs.items():
-        result.figures += [
-            Figure(f"http.cpu.{at}.{process}", "CPU us a request", tuple(run[process] for run in runs))
-            for process in runs[0]
-        ]
-    loads = [*itertools.chain.from_iterable(fixed.values()), *saturated]
-    result.runs = [
-        {
-            "answered": load.answered,
-            "per_s": load.per_s,
-            "statuses": dict(load.statuses),
-            "approved": load.approved,
-        }
-        for load in loads
-    ]
-    share = sum(load.approved for load in loads) / max(1, sum(load.answered for load in loads))
+    for way, done in runs.items():
+        _add(result, way, done)
+    result.figures.append(Figure("http.rss", "MiB, all processes but the broker", (rss,)))
     result.notes.append(
-        f"{seconds:g} s at each rate, latency from when a request was due; {ACCOUNTS:,} accounts; "
-        f"{share:.1%} approved"
+        f"{seconds:g} s at each rate (open loop), latency from when a request was due; saturated: "
+        f"{CONNECTIONS} connections (closed loop), from when it was sent; {accounts:,} accounts"
     )
-    bad = sum(count for load in loads for status, count in load.statuses.items() if status != 200)
-    if bad:
-        result.notes.append(f"{bad} requests were not answered with 200")
-    if share < APPROVED_SHARE_MIN:
-        result.error = f"{share:.0%} approved, less than {APPROVED_SHARE_MIN:.0%}"
+    if faults := faults_of([warm]):
+        result.notes.append(f"warming up, which does not count: {faults}")
+    result.error = faults_of(itertools.chain.from_iterable(runs.values()))
     return result
 
 
-async def _ready(host: str, port: int, system: Watched) -> None:
-    """Until the gateway says that it can answer an authorization."""
-    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    while True:
-        system.check()
-        try:
-            reader, writer = await asyncio.open_connection(host, port)
-            writer.write(f"GET /readyz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-            status = await reader.readline()
-            writer.close()
-            if b" 200 " in status:
-                return
-        except OSError:
-            pass
-        if asyncio.get_running_loop().time() > deadline:
-            raise TimeoutError(f"the gateway is not ready after {START_TIMEOUT_S:g} s: {system.tail()}")
-        await asyncio.sleep(0.1)
+def faults_of(runs: Iterable[Run]) -> str:
+    """What went wrong in any of `runs`; "" when every request was answered with 200 and approved."""
+    statuses: Counter[int] = Counter()
+    approved = 0
+    for run in runs:
+        statuses += run.load.statuses
+        approved += run.load.approved
+    total, unanswered = statuses.total(), statuses.pop(0, 0)
+    others = total - unanswered - statuses[200]
+    faults = []
+    if unanswered:
+        faults.append(f"{unanswered} of {total} requests were not answered within {ANSWER_TIMEOUT_S:g} s")
+    if others:
+        faults.append(f"{others} of {total} were answered with something else than 200: {dict(statuses)}")
+    if approved != statuses[200]:
+        faults.append(f"{statuses[200] - approved} of {total} were declined, and no rule or limit is near")
+    return "; ".join(faults)
 
 
-class Meter:
-    """CPU time of some processes, each in relation to what was done meanwhile."""
+def _add(result: Result, way: Way, runs: Sequence[Run]) -> None:
+    """The figures, the last run's curve and all that was measured of `runs`."""
+    if not way.rate:
+        result.figures.append(
+            Figure("http.saturation_per_s", "requests/s", tuple(run.load.per_s for run in runs))
+        )
+    unit = "ms" if way.rate else "ms, closed loop"
+    for name, percent in (("p50_ms", 50), ("p99_ms", 99), ("max_ms", 100)):
+        values = tuple(run.load.percentile_ms(percent) for run in runs)
+        result.figures.append(Figure(f"{way.prefix}{name}", unit, values))
+    result.series[way.label] = [(p, runs[-1].load.percentile_ms(p)) for p in PERCENTILES]
+    result.figures += [
+        Figure(
+            f"http.cpu.{way.name}.{process}", "CPU us a request", tuple(run.cpu_us[process] for run in runs)
+        )
+        for process in runs[0].cpu_us
+    ]
+    result.figures += [
+        Figure(
+            f"http.batch.{way.name}.{processor}",
+            "records a batch",
+            tuple(run.records_a_batch[processor] for run in runs),
+        )
+        for processor in runs[0].records_a_batch
+    ]
+    result.runs += [{"at": way.name, **run.as_dict()} for run in runs]
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        self._processes = {name: psutil.Process(pid) for name, pid in pids.items()}
-        self._begun: dict[str, float] = {}
 
-    def _cpu_s(self) -> dict[str, float]:
-        found = {}
-        for name, process in self._processes.items():
-            times = process.cpu_times()
-            found[name] = times.user + times.system
-        return found
-
-    def begin(self) -> None:
-        self._begun = self._cpu_s()
-
-    def us_each(self, count: int) -> dict[str, float]:
-        """Since `begin`, by process and in all."""
-        used = {name: cpu_s - self._begun[name] for name, cpu_s in self._cpu_s().items()}
-        return {
-            name: cpu_s / max(1, count) * 1e6 for name, cpu_s in {**used, "all": sum(used.values())}.items()
-        }
-
-
-def _tell(what: str, load: Load, cpu: Mapping[str, float]) -> None:
-    console.print(
-        f"  CPU us a request: {', '.join(f'{name} {us:.0f}' for name, us in cpu.items())}", style="dim"
+async def _ready(home: Path, services: Watched) -> Running:
+    """What `up` says of itself once its gateway can answer an authorization."""
+    await asyncio.to_thread(
+        wait_until,
+        "the system is up",
+        lambda: (found := running(home)) is not None and found.gateway_url,
+        timeout_s=START_TIMEOUT_S,
+        worker=services,
     )
+    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
+    while not ((state := running(home)) and await _says_ready(state.gateway_url)):
+        services.check()
+        if asyncio.get_running_loop().time() > deadline:
+            raise TimeoutError(f"the gateway is not ready after {START_TIMEOUT_S:g} s: {services.tail()}")
+        await asyncio.sleep(0.1)
+    return state
+
+
+async def _says_ready(gateway_url: str) -> bool:
+    url = urlsplit(gateway_url)
+    try:
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.write(f"GET /readyz HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n\r\n".encode())
+        status = await reader.readline()
+        writer.close()
+    except OSError:
+        return False
+    return b" 200 " in status
+
+
+def _tell(what: str, run: Run) -> None:
+    load = run.load
     console.print(
         f"  http {what}: {number(load.per_s)}/s, p50 {load.percentile_ms(50):.1f} ms, "
         f"p99 {load.percentile_ms(99):.1f} ms, max {load.percentile_ms(100):.0f} ms, "
         f"{load.approved_share:.0%} approved, {dict(load.statuses)}",
+        style="dim",
+    )
+    console.print(
+        f"  CPU us a request: {', '.join(f'{name} {us:.0f}' for name, us in run.cpu_us.items())}; "
+        f"records a batch: {', '.join(f'{name} {each:.1f}' for name, each in run.records_a_batch.items())}",
         style="dim",
     )

@@ -2,7 +2,8 @@
 
 Open loop: request i is due at start + i/rate whatever became of those before it, and its latency
 counts from that moment, so a server that stalls is charged for all it kept waiting (no coordinated
-omission). Closed loop: a fixed number of connections, each sending as soon as it is answered.
+omission). Closed loop: a fixed number of connections, each sending as soon as it is answered; latency
+counts from sending. A request that is not answered has taken as long as one may wait for an answer.
 """
 
 from __future__ import annotations
@@ -97,16 +98,21 @@ class Load:
 
     seconds: float = 0.0
     latencies_ms: array[float] = field(default_factory=lambda: array("d"))
-    """Of every answered request, in the order of the answers."""
+    """Of every request, in the order of the answers."""
     due_s: array[float] = field(default_factory=lambda: array("d"))
     """When each of them was due, from the start."""
     statuses: Counter[int] = field(default_factory=Counter)
+    """HTTP status -> requests; 0: not answered."""
     approved: int = 0
     connections: int = 0
 
     @property
-    def answered(self) -> int:
+    def requests(self) -> int:
         return len(self.latencies_ms)
+
+    @property
+    def answered(self) -> int:
+        return self.requests - self.statuses[0]
 
     @property
     def per_s(self) -> float:
@@ -121,7 +127,7 @@ class Load:
         return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else float("nan")
 
     def note(self, due: float, since_start: float, status: int, body: bytes, now: float) -> None:
-        self.latencies_ms.append((now - due) * 1_000)
+        self.latencies_ms.append(max(now - due, 0 if status else ANSWER_TIMEOUT_S) * 1_000)
         self.due_s.append(since_start)
         self.statuses[status] += 1
         if status == 200 and b'"response_code":"00"' in body.replace(b" ", b""):
@@ -136,17 +142,16 @@ async def open_loop(host: str, port: int, requests: Iterator[bytes], *, rate: fl
     loop, load = asyncio.get_running_loop(), Load()
     idle: deque[Connection] = deque()
     waiting: deque[tuple[float, bytes]] = deque()
-    under_way = 0
+    busy: set[Connection] = set()
     opening: set[asyncio.Task[None]] = set()
     total = int(rate * seconds)
     done = asyncio.Event()
 
     def dispatch(connection: Connection, due: float, request: bytes) -> None:
         def answered(status: int, body: bytes) -> None:
-            nonlocal under_way
-            under_way -= 1
+            busy.discard(connection)
             load.note(due, due - start, status, body, time.perf_counter())
-            if load.answered == total:
+            if load.requests == total:
                 done.set()
             if not connection.is_open:
                 load.connections -= 1
@@ -155,8 +160,7 @@ async def open_loop(host: str, port: int, requests: Iterator[bytes], *, rate: fl
             else:
                 idle.append(connection)
 
-        nonlocal under_way
-        under_way += 1
+        busy.add(connection)
         connection.send(request, answered)
 
     def take() -> tuple[float, bytes]:
@@ -168,6 +172,17 @@ async def open_loop(host: str, port: int, requests: Iterator[bytes], *, rate: fl
             dispatch(connection, *take())
         else:
             idle.append(connection)
+
+    def give_up() -> None:
+        for task in opening:
+            task.cancel()
+        for due, _ in waiting:
+            load.note(due, due - start, 0, b"", time.perf_counter())
+        waiting.clear()
+        if load.requests == total:
+            done.set()
+        for connection in list(busy):
+            connection.abort()  # which is noted as no answer
 
     start = time.perf_counter() + 0.05
     sent = 0
@@ -192,7 +207,8 @@ async def open_loop(host: str, port: int, requests: Iterator[bytes], *, rate: fl
     try:
         await asyncio.wait_for(done.wait(), ANSWER_TIMEOUT_S)
     except TimeoutError:
-        load.statuses[0] += total - load.answered
+        give_up()
+        await done.wait()
     load.seconds = time.perf_counter() - start
     for connection in idle:
         connection.close()
@@ -206,7 +222,7 @@ async def closed_loop(
     until `total` requests (if given) are answered."""
     loop, load = asyncio.get_running_loop(), Load(connections=connections)
     start = time.perf_counter()
-    finished: list[asyncio.Future[None]] = []
+    finished: dict[asyncio.Future[None], Connection] = {}
 
     def go(connection: Connection, end: asyncio.Future[None]) -> None:
         due = time.perf_counter()
@@ -225,8 +241,11 @@ async def closed_loop(
     for _ in range(connections):
         _, connection = await loop.create_connection(Connection, host, port)
         end = loop.create_future()
-        finished.append(end)
+        finished[end] = connection
         go(connection, end)
-    await asyncio.wait(finished, timeout=seconds + ANSWER_TIMEOUT_S)
+    _, unfinished = await asyncio.wait(finished, timeout=seconds + ANSWER_TIMEOUT_S)
+    for end in unfinished:
+        finished[end].abort()  # which is noted as no answer
+    await asyncio.gather(*unfinished)
     load.seconds = time.perf_counter() - start
     return load

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
-from urllib.request import urlopen
 
 import psutil  # type: ignore[import-untyped]
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -29,8 +27,8 @@ from mini_visa.domain.events import CaptureCleared, PaymentCaptured
 from mini_visa.readmodel.database import sqlite_file
 from mini_visa.settings import Settings
 from mini_visa.supervisor.lock import Running, running
-from tests.bench.gateway import Meter
 from tests.bench.ground import Ground
+from tests.bench.meters import Batches, Meter
 from tests.bench.processes import Watched
 from tests.bench.report import Figure, Result, console, number
 from tests.bench.topiclog import preload
@@ -87,39 +85,6 @@ class Books:
 
     def balanced(self) -> bool:
         return self._one("SELECT sum(debits) = sum(credits) FROM ledger_balances") == 1
-
-
-class Batches:
-    """How many records the processors take at once, by what they say at /metrics."""
-
-    def __init__(self, ports: Iterable[int]) -> None:
-        self._ports = list(ports)
-        self._begun: dict[tuple[str, str], float] = {}
-
-    def _now(self) -> dict[tuple[str, str], float]:
-        found = {}
-        for port in self._ports:
-            with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-                for line in answer.read().decode().splitlines():
-                    said = _COUNTED.fullmatch(line)
-                    if said:
-                        found[said[2], said[1]] = float(said[3])
-        return found
-
-    def begin(self) -> None:
-        self._begun = self._now()
-
-    def records_each(self) -> dict[str, float]:
-        """Since `begin`, by processor."""
-        done = {key: value - self._begun.get(key, 0.0) for key, value in self._now().items()}
-        return {
-            name: done[name, "records"] / max(1.0, batches)
-            for (name, what), batches in sorted(done.items())
-            if what == "batches"
-        }
-
-
-_COUNTED: Final = re.compile(r'mini_visa_(batches|records)_total\{processor="(\w+)"\} (\S+)')
 
 
 class Bars:

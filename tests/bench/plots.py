@@ -96,12 +96,13 @@ def _services(results: list[Result]) -> Path:
 def _http(result: Result) -> Path:
     canvas, axes = plt.subplots(figsize=(6.4, 3.2))
     for name, points in result.series.items():
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", markersize=2, label=name)
+        style = "--" if "closed loop" in name else "-"
+        axes.plot([x for x, _ in points], [y for _, y in points], style, marker="o", markersize=2, label=name)
     axes.set_xlabel("percentile")
     axes.set_ylabel("ms")
     axes.set_yscale("log")
     axes.legend(frameon=False)
-    axes.set_title("HTTP authorize: latency from the moment a request was due", loc="left")
+    axes.set_title("HTTP authorize: latency by percentile, last run of each", loc="left")
     return _save(canvas, "http.png")
 
 
