@@ -100,14 +100,15 @@ async def ends(bootstrap: str, topic: str) -> dict[int, int]:
         return {tp.partition: end for tp, end in (await consumer.end_offsets(partitions)).items()}
 
 
-def reader(bootstrap: str) -> AIOKafkaConsumer:
+def reader(bootstrap: str, *, fetch_min_bytes: int = 1, fetch_max_wait_ms: int = 20) -> AIOKafkaConsumer:
     """A read_committed consumer with no group."""
     return AIOKafkaConsumer(
         bootstrap_servers=bootstrap,
         enable_auto_commit=False,
         isolation_level="read_committed",
         auto_offset_reset="earliest",
-        fetch_max_wait_ms=20,
+        fetch_min_bytes=fetch_min_bytes,
+        fetch_max_wait_ms=fetch_max_wait_ms,
         max_partition_fetch_bytes=8 << 20,
     )
 

@@ -13,7 +13,7 @@ from hashlib import sha256
 
 from mini_visa import topics
 from mini_visa.domain.cards import luhn_valid
-from mini_visa.domain.commands import Authorize, OpenAccount, ReversePayment
+from mini_visa.domain.commands import Authorize, CapturePayment, OpenAccount, ReversePayment
 from mini_visa.domain.payment import AccountStatus, Card, Merchant, Verdict
 from tests.bench.topiclog import Entry
 
@@ -26,7 +26,9 @@ LIMIT = 100_000_000_00
 HOT_SHARE = 0.2
 HOT_REQUESTS = 10_000
 HOT_HOLDS = 1_000
-REPLY_PARTITIONS = 4
+REPLY_PARTITIONS = range(3)
+CAPTURE_REPLY_PARTITION = 3
+"""One of its own, so that who captures need not read the answers to it."""
 
 VERDICT = Verdict(score=0, evaluated=("velocity-count/1", "velocity-amount/1"))
 
@@ -88,7 +90,10 @@ class Workload:
         self.now = start_ms
         self.approved = 0
         """How many of the messages made so far are to be approved, by the service that they are for."""
+        self.blocked = 0
+        """How many of the authorizations made so far are on blocked accounts."""
         self._requests = 0
+        self._deck: list[int] = []
         self._frequency = Frequency()
 
     def open_accounts(self) -> Iterator[Entry]:
@@ -124,12 +129,14 @@ class Workload:
         step_ms: int,
         reversed_share: float = 0.0,
         hot: bool = False,
+        evenly: bool = False,
         assessed: bool = True,
         capture: bool = False,
     ) -> Iterator[Entry]:
         """`count` authorizations, one each `step_ms` of event time, uniform over the accounts. With
         `assessed` as risk passes them on (account.commands), without as the gateway sends them
-        (card.requests). With `capture` each is captured at once.
+        (card.requests). With `capture` each is captured at once. `evenly`: an account has its next one when
+        all others have had theirs, so that no rule on a card's requests fires.
 
         Of a share of them, `reversed_share`, every other one is a reversal instead, of the one before it: all
         on account 0 if `hot`, whose open holds so stay as many, else on any that is not blocked.
@@ -139,7 +146,7 @@ class Workload:
         for _ in range(count):
             self.now += step_ms
             if draw.random() >= reversed_share:
-                number = draw.randrange(1 if hot else 0, size)
+                number = self._next_in_deck() if evenly else draw.randrange(1 if hot else 0, size)
                 yield self._authorize(
                     number, request_id=self._next_request_id(), assessed=assessed, capture=capture
                 )
@@ -149,6 +156,24 @@ class Workload:
             else:
                 yield self._reverse(*held)
                 held = None
+
+    def capture(self, account: str, payment_id: str) -> bytes:
+        """A command on account.commands: all of what an authorization holds."""
+        command = CapturePayment(
+            account=account,
+            request_id=f"capture-{self._requests}",
+            attempt=f"{self._requests:032x}",
+            reply_partition=CAPTURE_REPLY_PARTITION,
+            payment_id=payment_id,
+        )
+        self._requests += 1
+        return topics.ACCOUNT_COMMANDS.encode(command)
+
+    def _next_in_deck(self) -> int:
+        if not self._deck:
+            self._deck = list(range(len(self.accounts)))
+            self._draw.shuffle(self._deck)
+        return self._deck.pop()
 
     def _draw_active(self) -> int:
         while is_blocked(number := self._draw.randrange(len(self.accounts))):
@@ -161,7 +186,7 @@ class Workload:
             request_id=f"undo-{original}",
             fingerprint=_digest(f"undo-{original}"),
             attempt=f"{self._requests:032x}",
-            reply_partition=self._requests % REPLY_PARTITIONS,
+            reply_partition=REPLY_PARTITIONS[self._requests % len(REPLY_PARTITIONS)],
             original_request_id=original,
         )
         self._requests += 1
@@ -180,7 +205,7 @@ class Workload:
             request_id=request_id,
             fingerprint=_digest(request_id),
             attempt=f"{self._requests:032x}",
-            reply_partition=self._requests % REPLY_PARTITIONS,
+            reply_partition=REPLY_PARTITIONS[self._requests % len(REPLY_PARTITIONS)],
             amount=draw.randrange(100, 20_000),
             currency=CURRENCY,
             currency_given=True,
@@ -190,6 +215,7 @@ class Workload:
             verdict=VERDICT if assessed else None,
         )
         self._requests += 1
+        self.blocked += is_blocked(number)
         self.approved += not is_blocked(number) if assessed else self._frequency.allows(number, self.now)
         topic = topics.ACCOUNT_COMMANDS if assessed else topics.CARD_REQUESTS
         return self._keys[number], topic.encode(command), self.now
