@@ -123,8 +123,7 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
     if name in ("w1", "peers"):
 
         async def w1() -> Result:
-            return await asyncio.to_thread(
-                peers.measure,
+            return await peers.measure(
                 option("peers", PEERS).split(),
                 records=option("records", 300_000),
                 reps=options.reps if name == options.benchmark else 1,
@@ -195,6 +194,8 @@ def run_one(name: str, measure: Measurement) -> Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if sys.platform != "linux":
+        sys.exit("the benchmarks need Linux: they keep processes on cores and read /proc")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
     stop_in_order_when_told()
     name = options.benchmark or "all"

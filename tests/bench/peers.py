@@ -7,12 +7,14 @@ named by MINI_VISA_PEERS, or found as a folder `peers` in one beside the checkou
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from tests.bench.report import REPORTS, ROOT, Figure, Result, console
 SCRIPTS = ("w1/run.sh", "common/broker.sh", "setup.sh")
 BROKER = "127.0.0.1:19192"
 """Where the harness's own broker listens."""
+INTERRUPT_S = 20.0
+"""For the harness to end a peer in order."""
 OURS = "mini-visa"
 RATE_MIN = 1_000
 """Records/s. The harness ends a run of a peer that is slower than this; its own limit, 400 s, is too short
@@ -45,11 +49,11 @@ class Harness:
         jars = all(any((self.work / "jars" / name).glob("*.jar")) for name in ("broker", "kstreams"))
         return jars and (self.work / "v/bin/python").exists() and any((self.work / "classes").glob("*.class"))
 
-    def set_up(self) -> None:
+    async def set_up(self) -> None:
         """Fetch what the harness needs, unless it is there. Some minutes the first time."""
         if not self.is_set_up():
             console.print("setting up the harness of the peers: some minutes, once", style="dim")
-            _run([str(self.folder / "setup.sh")])
+            await _run([str(self.folder / "setup.sh")])
 
     def broker_runs(self) -> bool:
         try:
@@ -58,19 +62,20 @@ class Harness:
             return False
         return True
 
-    def run(self, peers: Sequence[str], *, records: int, reps: int, out: Path) -> list[dict[str, Any]]:
+    async def run(self, peers: Sequence[str], *, records: int, reps: int, out: Path) -> list[dict[str, Any]]:
         """Run each of `peers` `reps` times over `records` requests, in turns, so that peers that are
-        compared share the machine's mood. Appends the harness's JSON lines to `out` and returns them."""
-        self.set_up()
+        compared share the machine's mood. Appends the harness's JSON lines to `out` and returns them. A
+        broker that was started for it is stopped, however this ends."""
+        await self.set_up()
         out.parent.mkdir(parents=True, exist_ok=True)
         known = len(_lines(out))
         ran_before = self.broker_runs()
         broker = str(self.folder / "common/broker.sh")
-        _run([broker, "start"])
         try:
-            self._fill(records)
+            await _run([broker, "start"])
+            await self._fill(records)
             adapter = f"{sys.executable} {ROOT / 'tests/bench/w1/app.py'}"
-            _run(
+            await _run(
                 [str(self.folder / "w1/run.sh"), BROKER, *peers],
                 CMD_mini_visa=adapter,
                 N=str(records),
@@ -79,22 +84,22 @@ class Harness:
                 RUN_TIMEOUT=os.environ.get("RUN_TIMEOUT", str(max(400, records // RATE_MIN))),
             )
         finally:
-            if not ran_before:
-                _run([broker, "stop"])
+            if not ran_before and self.broker_runs():
+                await _run([broker, "stop"])
         return _lines(out)[known:]
 
-    def _fill(self, records: int) -> None:
+    async def _fill(self, records: int) -> None:
         """The harness does this first too, once: for some seconds a broker that has just started does not
         know its own topics' leaders."""
         load = [str(self.work / "v/bin/python"), str(self.folder / "common/w1.py"), BROKER]
         for wait_s in (1, 2, 4, 8, None):
             try:
-                _run(load, N=str(records))
+                await _run(load, N=str(records))
                 break
             except subprocess.CalledProcessError:
                 if wait_s is None:
                     raise
-                time.sleep(wait_s)
+                await asyncio.sleep(wait_s)
 
 
 def find_harness() -> Harness:
@@ -112,14 +117,14 @@ def find_harness() -> Harness:
     )
 
 
-def measure(peers: Sequence[str], *, records: int, reps: int, out: Path | None = None) -> Result:
+async def measure(peers: Sequence[str], *, records: int, reps: int, out: Path | None = None) -> Result:
     """Records/s and CPU of each peer, and the ratios of this project to each other peer.
 
     A ratio pairs the two runs of one turn. Raises `NoHarness`.
     """
     harness = find_harness()
     out = out or REPORTS / "peers.jsonl"
-    runs = harness.run(peers, records=records, reps=reps, out=out)
+    runs = await harness.run(peers, records=records, reps=reps, out=out)
     return reckon(runs, peers, records=records, reps=reps)
 
 
@@ -169,8 +174,32 @@ def faults_of(run: Mapping[str, Any], records: int) -> list[str]:
     return found
 
 
-def _run(command: list[str], **env: str) -> None:
-    subprocess.run(command, check=True, env={**os.environ, **env}, cwd=ROOT)
+async def _run(command: list[str], **env: str) -> None:
+    """Raises `CalledProcessError`. When this is cancelled, all that the command started is ended first."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **env}, cwd=ROOT, start_new_session=True
+    )
+    try:
+        code = await process.wait()
+    except asyncio.CancelledError:
+        await _end_group(process)
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
+
+
+async def _end_group(process: asyncio.subprocess.Process) -> None:
+    """As Ctrl-C does: the harness then ends the peer that it runs. What does not listen is killed."""
+    with suppress(ProcessLookupError, TimeoutError):
+        os.killpg(process.pid, signal.SIGINT)
+        await asyncio.wait_for(process.wait(), INTERRUPT_S)
+    deadline = asyncio.get_running_loop().time() + INTERRUPT_S
+    with suppress(ProcessLookupError):
+        while asyncio.get_running_loop().time() < deadline:
+            os.killpg(process.pid, 0)
+            await asyncio.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
