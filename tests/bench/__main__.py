@@ -1,6 +1,7 @@
-"""`python -m tests.bench`: every benchmark and the table of floors and aims; or one of them.
+"""`make bench`: every benchmark and the table of floors and aims; or one of them.
 
-Each writes reports/NAME.json. The exit code is 0 unless a benchmark failed: a slow machine is no failure.
+Each writes reports/NAME.json; what failed, or was asked to be smaller than usual, NAME.partial.json. The exit
+code is 0 unless a benchmark failed: a slow machine is no failure.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -109,13 +111,37 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+SIZES = ("records", "reps", "seconds", "payments", "kills", "accounts_max", "ratio_min")
+"""Options that make a benchmark less when they are smaller."""
+
+
+def partial(options: argparse.Namespace) -> str:
+    """In what `options` ask for less than the whole benchmark; "" when in nothing."""
+    if options.benchmark is None:
+        return ""
+    chosen = [options.benchmark, *([options.service] if "service" in options else ())]
+    usual = parser().parse_args(chosen)
+    less = [key for key in SIZES if key in options and getattr(options, key) < getattr(usual, key)]
+    if "peers" in options and not set(usual.peers.split()) <= set(options.peers.split()):
+        less.append("peers")
+    if getattr(options, "rate", None) and gateway.RATE_PER_S not in options.rate:
+        less.append("rate")
+    reasons = [f"--{key.replace('_', '-')} {getattr(options, key)}" for key in less]
+    return ", ".join([*reasons, *(["--profile"] if getattr(options, "profile", "") else ())])
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """What to type for `arguments`."""
+    return f"make bench ARGS={shlex.quote(shlex.join(arguments))}" if arguments else "make bench"
+
+
 Measurement = Callable[[], Coroutine[Any, Any, Result]]
 
 
 def measurement(name: str, options: argparse.Namespace) -> Measurement:
     """The benchmark `name` with its options, or their defaults."""
     reps = options.reps if "reps" in options else 3
-    command = f"python -m tests.bench {' '.join(sys.argv[1:])}".strip()
+    command = command_of(sys.argv[1:])
 
     def option(key: str, default: Any) -> Any:
         return getattr(options, key, None) or default
@@ -173,8 +199,8 @@ def measurement(name: str, options: argparse.Namespace) -> Measurement:
     raise SystemExit(f"no benchmark {name!r}: there are {', '.join(ALL)}")
 
 
-def run_one(name: str, measure: Measurement) -> Result:
-    """Run it, print it, keep it. What it raises becomes its error."""
+def run_one(name: str, measure: Measurement, less: str = "") -> Result:
+    """Run it, print it, keep it. What it raises becomes its error. `less`: in what it is not whole."""
     console.rule(name, align="left")
     where, began = machine(), time.monotonic()
     try:
@@ -186,8 +212,10 @@ def run_one(name: str, measure: Measurement) -> Result:
             console.print_exception()
         result = Result(name, "", error=f"{type(error).__name__}: {error}")
     result.seconds = time.monotonic() - began
+    result.command = result.command or command_of(sys.argv[1:])
+    result.partial = less
     print_result(result)
-    if result.figures:
+    if result.figures or result.error:
         console.print(f"  {result.seconds:.0f} s, {write_json(result, where)}", style="dim")
     return result
 
@@ -198,13 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit("the benchmarks need Linux: they keep processes on cores and read /proc")
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # new topics have no leader for a moment
     stop_in_order_when_told()
+    less = partial(options)
     name = options.benchmark or "all"
     if name == "all":
         names = getattr(options, "only", " ".join(ALL)).split()
-        results = [run_one(one, measurement(one, options)) for one in names]
+        results = [run_one(one, measurement(one, options), less) for one in names]
         print_against_aims(results)
     else:
-        results = [run_one(name, measurement(name, options))]
+        results = [run_one(name, measurement(name, options), less)]
     if options.plots:
         from tests.bench.plots import draw
 

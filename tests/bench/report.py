@@ -51,6 +51,7 @@ class Result:
 
     benchmark: str
     command: str
+    """That measures it again."""
     figures: list[Figure] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     """Everything each run measured."""
@@ -60,6 +61,8 @@ class Result:
     cores: dict[str, list[int]] = field(default_factory=dict)
     """The cores that each process was on, read while it ran."""
     error: str = ""
+    partial: str = ""
+    """Why it is not the whole benchmark: what was asked to be smaller than usual."""
     seconds: float = 0.0
 
     def figure(self, name: str) -> Figure | None:
@@ -85,9 +88,8 @@ def machine() -> dict[str, Any]:
         ),
         platform.processor(),
     )
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip()
     packages = ("faust-streaming", "aiokafka", "rocksdict", "msgspec", "uvloop", "aiohttp")
     return {
         "cpu": cpu,
@@ -96,27 +98,34 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "packages": {package: version(package) for package in packages},
-        "commit": commit,
+        "commit": commit or "unknown",
         "load1_before": round(os.getloadavg()[0], 2),
         "at": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 
 
-def write_json(result: Result, where: dict[str, Any]) -> Path:
-    """Keep `result` as reports/BENCHMARK.json (the latest) and return its path."""
-    REPORTS.mkdir(exist_ok=True)
-    path = REPORTS / f"{result.benchmark}.json"
-    path.write_text(json.dumps({"machine": where, **asdict(result)}, indent=1) + "\n")
+PARTIAL = ".partial"
+
+
+def write_json(result: Result, where: dict[str, Any], folder: Path = REPORTS) -> Path:
+    """Keep `result` as BENCHMARK.json (the latest) and return its path; one that failed, or is `partial`, as
+    BENCHMARK.partial.json, so that it does not replace a whole one."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{result.benchmark}{PARTIAL if result.error or result.partial else ''}.json"
+    machine = {**where, "load1_after": round(os.getloadavg()[0], 2)}
+    path.write_text(json.dumps({"machine": machine, **asdict(result)}, indent=1) + "\n")
     return path
 
 
-def read_results() -> dict[str, Result]:
-    """The latest result of every benchmark that reports/ holds."""
+def read_results(folder: Path = REPORTS) -> dict[str, Result]:
+    """The latest whole result of every benchmark that `folder` holds."""
     found = {}
-    for path in sorted(REPORTS.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         kept = json.loads(path.read_text())
         if kept.pop("machine", None) is None:
             continue  # of another tool
+        if kept["error"] or path.stem.endswith(PARTIAL):
+            continue
         kept["figures"] = [Figure(f["name"], f["unit"], tuple(f["values"])) for f in kept["figures"]]
         found[path.stem] = Result(**kept)
     return found
@@ -134,6 +143,8 @@ def print_result(result: Result) -> None:
     console.print(table)
     for note in result.notes:
         console.print(f"  {note}", style="dim")
+    if result.partial:
+        console.print(f"  not the whole benchmark: {result.partial}", style="dim")
     if result.error:
         console.print(f"  FAILED: {result.error}", style="bold red")
 

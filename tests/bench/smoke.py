@@ -121,7 +121,7 @@ def verdict(ratio: Figure, cpu_ratio: Figure, ratio_min: float) -> str:
 async def smoke(*, reps: int = 1, ratio_min: float = RATIO_MIN) -> Result:
     """Both peers in turns. A ratio of records/s under `ratio_min` in every turn is an error of the result,
     and so is one of CPU time under `CPU_RATIO_MIN`."""
-    result = Result("smoke", "python -m tests.bench smoke")
+    result = Result("smoke", f"make bench ARGS='smoke --reps {reps}'")
     rates: dict[str, list[float]] = {OURS: [], FAUST: []}
     costs: dict[str, list[float]] = {OURS: [], FAUST: []}
     async with Ground() as ground:
