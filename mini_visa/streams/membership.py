@@ -25,6 +25,7 @@ from aiokafka.coordinator.protocol import (
     ConsumerProtocolMemberAssignment,
     ConsumerProtocolMemberMetadata,
 )
+from aiokafka.errors import GroupLoadInProgressError, KafkaError
 from aiokafka.structs import TopicPartition
 
 from mini_visa.streams import metrics
@@ -40,6 +41,10 @@ HEARTBEATS_A_SESSION: Final = 10
 has, all partitions of the group stand still: at ten that is a second of a session of ten."""
 LEAVE_S: Final = 3.0
 """Leaving is a courtesy: nothing is owned any more."""
+LOOK_S: Final = 0.5
+LOADING: Final = (repr(GroupLoadInProgressError()),)
+"""How aiokafka tells that a coordinator which has just been started answered the end of a join so. It calls
+that unexpected and goes on joining, as it does by itself after the same answer to any other request."""
 POLL_NEVER_MS: Final = 2**31 - 1
 """aiokafka leaves a group it does not poll. Nothing is polled here: a stuck handler stops the heartbeats."""
 
@@ -258,9 +263,14 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]
         """aiokafka keeps its coordinator's errors for the next poll. There is none here, so look."""
         try:
             while True:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(LOOK_S)
                 assert self._coordinator is not None
-                self._coordinator.check_errors()
+                try:
+                    self._coordinator.check_errors()
+                except KafkaError as error:
+                    if error.args != LOADING:
+                        raise
+                    log.warning("%s: the coordinator is still loading: asked again", self.group)
         except asyncio.CancelledError:
             raise
         except BaseException as error:

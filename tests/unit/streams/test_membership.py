@@ -1,11 +1,17 @@
-"""Who gets which partitions."""
+"""Who gets which partitions, and what a member survives."""
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka.errors import GroupAuthorizationFailedError, GroupLoadInProgressError, KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mini_visa.streams.membership import Claim, share_out
+from mini_visa.streams import membership
+from mini_visa.streams.membership import Claim, Membership, share_out
 
 NEW = Claim(-1, [])
 
@@ -55,3 +61,41 @@ def test_an_even_assignment_is_left_as_it_is(count: int, members: int) -> None:
     first = share_out(range(count), {f"m{number}": NEW for number in range(members)})
     again = share_out(range(count), {name: Claim(1, share) for name, share in first.items()})
     assert again == first
+
+
+class Ended(Exception):
+    """Instead of the end of this process."""
+
+
+class Coordinator:
+    """aiokafka's, as far as its errors go: `GroupCoordinator._send_sync_group_request` wraps them so."""
+
+    def __init__(self, *errors: KafkaError) -> None:
+        self.left = list(errors)
+
+    def check_errors(self) -> None:
+        if self.left:
+            raise self.left.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (KafkaError(repr(GroupLoadInProgressError())), False),
+        (KafkaError("something else"), True),
+        (GroupAuthorizationFailedError("group"), True),
+    ],
+)
+async def test_a_coordinator_that_still_loads_ends_nobody(
+    error: KafkaError, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(where: str, error: BaseException) -> None:
+        raise Ended(where)
+
+    monkeypatch.setattr(membership, "poison", end)
+    monkeypatch.setattr(membership, "LOOK_S", 0.001)
+    member: Any = object.__new__(Membership)
+    member.group, member._coordinator = "group", Coordinator(error)
+    with pytest.raises(Ended if ends else TimeoutError):
+        await asyncio.wait_for(member._watch_errors(), 0.1)
+    assert not member._coordinator.left
