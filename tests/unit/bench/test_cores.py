@@ -42,9 +42,9 @@ def on_load_core() -> Iterator[None]:
 def _cores_of_started(folder: Path, cores: Cores) -> Cores:
     with Watched(SLEEPER, log=folder / "log", cores=cores) as sleeper:
         deadline = time.monotonic() + 20
-        while len(list(Path(f"/proc/{sleeper.pid}/task").iterdir())) < 2 and time.monotonic() < deadline:
+        while not (sleeper.cpu_s > 0 and len(list(Path(f"/proc/{sleeper.pid}/task").iterdir())) == 2):
+            assert time.monotonic() < deadline, "the second thread and the first tick of CPU time"
             time.sleep(0.02)
-        assert sleeper.cpu_s > 0
         sleeper.check()
     sleeper.check_cores()
     return sleeper.cores
