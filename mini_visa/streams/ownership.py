@@ -289,6 +289,8 @@ class Ownership:
                 f"changelog were made anew). To start over, delete the changelog topic {self.plan.changelog} "
                 f"and the group {group}; to keep the tables, bring the former topics back"
             )
+        if self._forgotten(progress, committed):
+            return self._differ(progress, committed)
         return (
             f"{self._differ(progress, committed)}. The changelog topic {self.plan.changelog} has lost its "
             f"records: restore it, or delete the group {group} to process the source from its beginning"
