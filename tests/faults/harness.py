@@ -179,6 +179,13 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
+def portable(text: str, home: Path) -> str:
+    """Without the places of this machine: a report is read elsewhere."""
+    for place, name in ((home, "HOME"), (sys.prefix, "PYTHON"), (sys.base_prefix, "PYTHON"), (ROOT, ".")):
+        text = text.replace(str(place), name)
+    return text
+
+
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 2)
 
@@ -267,6 +274,7 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
         report.violations += [f"fencing: {line}" for line in report.fences.stale]
         console.print(f"audit of {client.attempts:,} attempts ...")
         await _audit(grounds, history, report, console, plan.record)
+    report.violations = [portable(one, home) for one in report.violations]
     return report
 
 
