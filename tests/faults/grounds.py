@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import DescribeGroupsRequest_v2
@@ -328,34 +328,6 @@ class Grounds:
             return [int((await one).offset) for one in sent]
         finally:
             await producer.stop()
-
-    async def ends(self, topic: str) -> dict[TopicPartition, int]:
-        """The next offset of each of its partitions."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.address)
-        await consumer.start()
-        try:
-            places = [TopicPartition(topic, number) for number in range(self.settings.partitions)]
-            return dict(await consumer.end_offsets(places))
-        finally:
-            await consumer.stop()
-
-    async def times(self, start: dict[TopicPartition, int]) -> tuple[float, float]:
-        """Smallest and largest timestamp of the records since then, in seconds from now."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.address, enable_auto_commit=False)
-        await consumer.start()
-        try:
-            consumer.assign(list(start))
-            ends = await consumer.end_offsets(list(start))
-            for place, offset in start.items():
-                consumer.seek(place, offset)
-            found: list[int] = []
-            while any([await consumer.position(place) < ends[place] for place in start]):
-                batches = await consumer.getmany(timeout_ms=500)
-                found += [record.timestamp for records in batches.values() for record in records]
-            now = time.time()
-            return min(found) / 1_000 - now, max(found) / 1_000 - now
-        finally:
-            await consumer.stop()
 
     async def leader_of(self, topic: str, partition: int) -> int:
         """Index in `cluster.nodes`."""

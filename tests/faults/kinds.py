@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from mini_visa import topics
+from tests.bench.topiclog import ends, read_all
 from tests.faults.client import Client, Recovery
 from tests.faults.grounds import Grounds
 
@@ -267,7 +268,8 @@ async def _jump(scene: Scene, _: str) -> None:
         while not await scene.grounds._is_ready(address[1]):
             assert process.poll() is None, "the gateway with a clock of its own ended"
             await asyncio.sleep(0.1)
-        start = await scene.grounds.ends(topics.CARD_REQUESTS.name)
+        broker, requests = scene.grounds.address, topics.CARD_REQUESTS.name
+        start = await ends(broker, requests)
         scene.client.gateways.append(address)
         try:
             for offset_s in (AHEAD_S, BACK_S, 0):
@@ -278,7 +280,8 @@ async def _jump(scene: Scene, _: str) -> None:
         finally:
             scene.client.gateways.remove(address)
         await asyncio.sleep(0.5)
-        first_s, last_s = await scene.grounds.times(start)
+        written, now_ms = await read_all(broker, requests, start=start), time.time() * 1_000
+        first_s, last_s = (written.first_ms - now_ms) / 1_000, (written.last_ms - now_ms) / 1_000
         assert first_s < BACK_S / 2 and last_s > AHEAD_S / 2, f"records from {first_s:.0f} to {last_s:.0f} s"
 
 
