@@ -161,13 +161,22 @@ class Settings(BaseSettings):
     """How often it asks before it leaves a presentment to be presented again."""
 
     @property
+    def gateway_url(self) -> str:
+        """Of the gateway that has these settings."""
+        return _http(self.gateway_host, self.gateway_port)
+
+    @property
     def clearing_house(self) -> str:
         """URL of the clearing house that presentments go to."""
-        return self.clearing_house_url or f"http://{self.clearing_house_host}:{self.clearing_house_port}"
+        return self.clearing_house_url or _http(self.clearing_house_host, self.clearing_house_port)
 
     @property
     def logs(self) -> Path:
         return self.home / "logs"
+
+
+def _http(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

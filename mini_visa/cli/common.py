@@ -116,10 +116,8 @@ def _gateway_here() -> str:
     from mini_visa.supervisor.lock import running
 
     chosen = settings()
-    if system := running(chosen.home):
-        return system.gateway_url
-    host = f"[{chosen.gateway_host}]" if ":" in chosen.gateway_host else chosen.gateway_host
-    return f"http://{host}:{chosen.gateway_port}"
+    system = running(chosen.home)
+    return system.gateway_url if system else chosen.gateway_url
 
 
 def new_request_id() -> str:

@@ -132,7 +132,7 @@ class System:
         house = settings.clearing_house_port if chosen else 0
         house = house or free_port(settings.clearing_house_host)
         self.settings = settings.model_copy(update={"gateway_port": port, "clearing_house_port": house})
-        self.gateway_url = f"http://{settings.gateway_host}:{port}"
+        self.gateway_url = self.settings.gateway_url
         own_ports = {GATEWAY: port, CLEARING_HOUSE: house}
         self.parts = [
             Part(
