@@ -7,25 +7,21 @@ cores, and have no more where there are more.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mini_visa import topics
-from mini_visa.supervisor.lock import Running, running
+from mini_visa.supervisor.lock import Running
 from tests.bench.ground import Ground
 from tests.bench.httpload import ANSWER_TIMEOUT_S, Load, closed_loop, open_loop, post
 from tests.bench.meters import Batches, Meter
-from tests.bench.processes import Watched, wait_until
 from tests.bench.report import Figure, Result, console, number
 from tests.bench.workload import pan_of
 
@@ -35,7 +31,6 @@ REQUESTS_A_MINUTE = 5
 CONNECTIONS = 32
 RATE_PER_S = 500
 LIMIT = "1000000.00"
-START_TIMEOUT_S = 120.0
 WARM_S = 25.0
 """The broker's JVM compiles what is hot for about as long; until then half a core is its compiler's."""
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.9)
@@ -149,13 +144,7 @@ async def measure(*, rates: Sequence[int], seconds: float, reps: int, command: s
     runs: dict[Way, list[Run]] = {Way(rate): [] for rate in (*rates, 0)}
     accounts = max(ACCOUNTS_MIN, max(rates) * 60 // REQUESTS_A_MINUTE)
     async with Ground(pinned=False) as ground:
-        await ground.apply_topics()
-        program = str(Path(sys.executable).with_name("mini-visa"))
-        environment = ground.environment(MINI_VISA_GATEWAY_PORT="0", MINI_VISA_LOG_LEVEL="warning")
-        with ground.watched(
-            "services", [program, "up"], log=ground.home / "up.log", env=environment
-        ) as services:
-            state = await _ready(ground.home / "home", services)
+        async with ground.system() as (services, state):
             system = System(state, accounts, ground.broker_pid)
             await system.open_accounts()
             warm = await system.run(Way(rates[0]), WARM_S, "warm")
@@ -225,36 +214,6 @@ def _add(result: Result, way: Way, runs: Sequence[Run]) -> None:
         for processor in runs[0].records_a_batch
     ]
     result.runs += [{"at": way.name, **run.as_dict()} for run in runs]
-
-
-async def _ready(home: Path, services: Watched) -> Running:
-    """What `up` says of itself once its gateway can answer an authorization."""
-    await asyncio.to_thread(
-        wait_until,
-        "the system is up",
-        lambda: (found := running(home)) is not None and found.gateway_url,
-        timeout_s=START_TIMEOUT_S,
-        worker=services,
-    )
-    deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-    while not ((state := running(home)) and await _says_ready(state.gateway_url)):
-        services.check()
-        if asyncio.get_running_loop().time() > deadline:
-            raise TimeoutError(f"the gateway is not ready after {START_TIMEOUT_S:g} s: {services.tail()}")
-        await asyncio.sleep(0.1)
-    return state
-
-
-async def _says_ready(gateway_url: str) -> bool:
-    url = urlsplit(gateway_url)
-    try:
-        reader, writer = await asyncio.open_connection(url.hostname, url.port)
-        writer.write(f"GET /readyz HTTP/1.1\r\nHost: {url.netloc}\r\nConnection: close\r\n\r\n".encode())
-        status = await reader.readline()
-        writer.close()
-    except OSError:
-        return False
-    return b" 200 " in status
 
 
 def _tell(what: str, run: Run) -> None:

@@ -5,10 +5,14 @@ Never an existing cluster: topics are made, filled by millions and thrown away h
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +21,7 @@ from mini_visa.broker import EmbeddedBroker
 from mini_visa.kafka import apply_topics, plans
 from mini_visa.settings import Settings
 from mini_visa.streams.topic import AnyTopic
+from mini_visa.supervisor.lock import Running, running
 from tests.bench.processes import (
     ALLOWED,
     BOTH,
@@ -31,6 +36,9 @@ from tests.bench.processes import (
     require_cores,
 )
 from tests.bench.topiclog import LOG_APPEND_TIME
+
+START_TIMEOUT_S = 180.0
+"""Of the whole system."""
 
 
 class Ground:
@@ -117,6 +125,28 @@ class Ground:
             log=self.home / "logs" / f"{name}.log",
             env=self.environment(**settings),
         )
+
+    @asynccontextmanager
+    async def system(self, **environment: str) -> AsyncIterator[tuple[Watched, Running]]:
+        """`mini-visa up` on this broker, once it is ready, and what it says of itself."""
+        await self.apply_topics()
+        settings = {"MINI_VISA_GATEWAY_PORT": "0", "MINI_VISA_LOG_LEVEL": "warning", **environment}
+        program = str(Path(sys.executable).with_name("mini-visa"))
+        services = self.watched(
+            "services", [program, "up"], log=self.home / "up.log", env=self.environment(**settings)
+        )
+        with services:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while "Ready" not in services.tail(200):
+                services.check()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(
+                        f"`mini-visa up` is not ready after {START_TIMEOUT_S:g} s: {services.tail()}"
+                    )
+                await asyncio.sleep(0.1)
+            state = running(self.home / "home")
+            assert state is not None
+            yield services, state
 
     def placed(self) -> dict[str, list[int]]:
         """The cores that everything was on, by name: the broker, this process, and what was measured. Raises

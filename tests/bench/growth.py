@@ -29,9 +29,9 @@ from mini_visa.streams.app import collect_garbage_seldom, keep_freed_memory
 from mini_visa.streams.worker import find
 from tests.bench.parts import BATCH, Pass, fetched
 from tests.bench.report import Figure, Result, console
-from tests.bench.services import EVENT_TIME_BACK_MS, STEP_MS, Mix
+from tests.bench.services import EVENT_TIME_BACK_MS, STEP_MS
 from tests.bench.topiclog import Entry
-from tests.bench.workload import HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, Workload
+from tests.bench.workload import HOT, HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, PLAIN, SPREAD, Mix, Workload
 
 SIZES = (2_500, 25_000, 250_000, 2_500_000)
 BASE = 2_500
@@ -55,7 +55,7 @@ class Cost:
 class Partition:
     """One partition of the authorization service, with its accounts open."""
 
-    def __init__(self, accounts: int, mix: Mix | None, folder: Path) -> None:
+    def __init__(self, accounts: int, mix: Mix, folder: Path) -> None:
         start_ms = int(time.time() * 1_000) - EVENT_TIME_BACK_MS
         self._load = Workload(series="growth", accounts=accounts, start_ms=start_ms)
         (processor,) = find("authorization").app.processors.values()
@@ -63,8 +63,7 @@ class Partition:
         self._pass = Pass(processor, folder)
         self._offset = 0
         self._run(self._load.open_accounts())
-        if mix:
-            self._run(self._load.history(hot=mix.hot))
+        self._run(self._load.history(mix))
 
     def _run(self, entries: Iterable[Entry]) -> float:
         """CPU seconds of this thread for them."""
@@ -78,12 +77,7 @@ class Partition:
         return used
 
     def cost(self, records: int) -> Cost:
-        entries = self._load.authorizations(
-            records,
-            step_ms=STEP_MS["authorization"],
-            reversed_share=HOT_SHARE if self._mix else 0.0,
-            hot=self._mix is not None and self._mix.hot,
-        )
+        entries = self._load.authorizations(records, step_ms=STEP_MS["authorization"], mix=self._mix)
         self._pass.settle()
         process_s, thread_s = time.process_time(), time.thread_time()
         steps_s = self._run(entries)
@@ -103,7 +97,7 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         yield batch
 
 
-def _serve(pipe: Connection, accounts: int, mix: Mix | None, folder: Path) -> None:
+def _serve(pipe: Connection, accounts: int, mix: Mix, folder: Path) -> None:
     """A partition's process: a cost for each number of records, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever asks ends this
     collect_garbage_seldom()
@@ -120,7 +114,7 @@ def _serve(pipe: Connection, accounts: int, mix: Mix | None, folder: Path) -> No
 class Apart:
     """A partition in a process of its own: `with Apart(2_500) as partition: await partition.cost(40_000)`."""
 
-    def __init__(self, accounts: int, mix: Mix | None = None) -> None:
+    def __init__(self, accounts: int, mix: Mix = PLAIN) -> None:
         self.costs: list[Cost] = []
         self._folder = Path(tempfile.mkdtemp(prefix="mini-visa-growth-"))
         spawn = multiprocessing.get_context("spawn")
@@ -167,7 +161,7 @@ async def _in_turns(one: Apart, other: Apart, *, records: int, reps: int) -> tup
 async def measure(*, accounts_max: int, records: int, reps: int, command: str) -> Result:
     """`records` commands a run. Runs of two partitions that are compared take turns."""
     result = Result("growth", command)
-    with Apart(BASE, Mix(hot=False)) as spread, Apart(BASE, Mix(hot=True)) as hot:
+    with Apart(BASE, SPREAD) as spread, Apart(BASE, HOT) as hot:
         ratios = await _in_turns(spread, hot, records=records, reps=reps)
     _add(result, "growth.hot", hot.costs)
     result.figures.append(Figure("growth.hot.ratio", "x the cost", ratios))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
@@ -27,7 +26,7 @@ from mini_visa import topics
 from mini_visa.domain.events import CaptureCleared, PaymentCaptured
 from mini_visa.readmodel.database import sqlite_file
 from mini_visa.settings import Settings
-from mini_visa.supervisor.lock import Running, running
+from mini_visa.supervisor.lock import Running
 from tests.bench.capturing import Capturing
 from tests.bench.ground import Ground
 from tests.bench.meters import Batches, Meter
@@ -44,7 +43,6 @@ WARM_PAYMENTS = 20_000
 EVENT_TIME_BACK_MS = 3_600_000
 STEP_MS = 5
 """Event time between two payments, until the first tick tells what time it is."""
-START_TIMEOUT_S = 180.0
 STALL_TIMEOUT_S = 60.0
 """Nothing more of what is waited for in this time: it will not come."""
 LOOK_S = 0.25
@@ -212,18 +210,11 @@ async def measure(*, payments: int, reps: int, command: str) -> Result:
     accounts = max(ACCOUNTS_MIN, (WARM_PAYMENTS + 2 * payments * reps) // PAYMENTS_AN_ACCOUNT)
     console.print("  starting the broker and all services", style="dim")
     async with Ground(pinned=False) as ground:
-        await ground.apply_topics()
-        program = str(Path(sys.executable).with_name("mini-visa"))
-        environment = ground.environment(
-            MINI_VISA_GATEWAY_PORT="0",
-            MINI_VISA_CLEARING_HOUSE_PORT="0",
-            MINI_VISA_LOG_LEVEL="warning",
-            MINI_VISA_TRANSACTION_TIMEOUT_S="60",  # as `Ground.worker` has it
-        )
-        with ground.watched(
-            "services", [program, "up"], log=ground.home / "up.log", env=environment
-        ) as system:
-            state = await _ready(ground.home / "home", system)
+        environment = {
+            "MINI_VISA_CLEARING_HOUSE_PORT": "0",
+            "MINI_VISA_TRANSACTION_TIMEOUT_S": "60",  # as `Ground.worker` has it
+        }
+        async with ground.system(**environment) as (system, state):
             start_ms = int(time.time() * 1_000) - EVENT_TIME_BACK_MS
             load = Workload(series="pipeline", accounts=accounts, start_ms=start_ms)
             with _progress() as progress:
@@ -272,16 +263,3 @@ def _told(run: Mapping[str, Any]) -> str:
         f"{rate} payments/s, all decided after {run['decided_s']:.1f} s, all done after "
         f"{run['seconds']:.1f} s; CPU us a payment: {cpu}; records a batch: {batches}"
     )
-
-
-async def _ready(home: Path, system: Watched) -> Running:
-    """What `up` says of itself once it is ready."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while "Ready" not in system.tail(200):
-        system.check()
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"`mini-visa up` is not ready after {START_TIMEOUT_S:g} s: {system.tail()}")
-        await asyncio.sleep(0.1)
-    state = running(home)
-    assert state is not None
-    return state

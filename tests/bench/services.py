@@ -24,7 +24,7 @@ from mini_visa.streams.topic import AnyTopic
 from tests.bench.ground import Ground
 from tests.bench.report import Figure, Result, console, number
 from tests.bench.topiclog import Appended, Entry, Progress, ends, preload, read_all
-from tests.bench.workload import HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, Workload
+from tests.bench.workload import HOT, HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, PLAIN, SPREAD, Mix, Workload
 
 STEP_MS = {"authorization": 1, "risk": 3}
 """Event time between two records. Risk counts per card over 60 s: at 3 ms a card has four."""
@@ -95,7 +95,7 @@ async def measure_hot(*, records: int, reps: int, command: str, profile: str = "
                     "authorization",
                     load,
                     records=records,
-                    mix=Mix(hot),
+                    mix=HOT if hot else SPREAD,
                     profile=profile if hot else "",
                 )
                 runs[hot].append(run)
@@ -141,14 +141,6 @@ def _tell(what: str, run: Run) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """Authorizations with reversals among them, and a history before them."""
-
-    hot: bool
-    """All of that on one account."""
-
-
 def _source(service: str) -> AnyTopic:
     return topics.ACCOUNT_COMMANDS if service == "authorization" else topics.CARD_REQUESTS
 
@@ -161,11 +153,11 @@ def outputs(service: str) -> tuple[AnyTopic, ...]:
 
 
 async def _run(
-    ground: Ground, service: str, load: Workload, *, records: int, mix: Mix | None = None, profile: str
+    ground: Ground, service: str, load: Workload, *, records: int, mix: Mix = PLAIN, profile: str
 ) -> Run:
     source, sink = _source(service), outputs(service)[0]
     if service == "authorization":
-        setup = [*load.open_accounts(), *(load.history(hot=mix.hot) if mix else ())]
+        setup = [*load.open_accounts(), *load.history(mix)]
     else:
         setup = list(load.authorizations(ACCOUNTS_WARM, step_ms=STEP_MS[service], assessed=False))
     await process(ground, service, source.name, sink.name, setup)
@@ -173,8 +165,7 @@ async def _run(
     entries = load.authorizations(
         records,
         step_ms=STEP_MS[service],
-        reversed_share=HOT_SHARE if mix else 0.0,
-        hot=mix is not None and mix.hot,
+        mix=mix,
         assessed=service == "authorization",
     )
     before = await output_ends(ground, service)

@@ -10,6 +10,7 @@ import random
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from hashlib import sha256
+from typing import NamedTuple
 
 from mini_visa import topics
 from mini_visa.domain.cards import luhn_valid
@@ -47,6 +48,20 @@ def token_of(number: int, series: str = "") -> str:
 
 def is_blocked(number: int) -> bool:
     return number % DECLINED_EVERY == DECLINED_EVERY - 1
+
+
+class Mix(NamedTuple):
+    """What is among the authorizations, and was before them."""
+
+    reversed_share: float = 0.0
+    """Of a share of them every other one is a reversal instead; with a history before them all."""
+    hot: bool = False
+    """All of that on one account."""
+
+
+PLAIN = Mix()
+SPREAD = Mix(HOT_SHARE)
+HOT = Mix(HOT_SHARE, hot=True)
 
 
 class Frequency:
@@ -111,11 +126,11 @@ class Workload:
             )
             yield self._keys[number], topics.ACCOUNT_COMMANDS.encode(command), self.now
 
-    def history(self, *, hot: bool) -> Iterator[Entry]:
-        """What leaves account 0 with `HOT_REQUESTS` recent request ids and `HOT_HOLDS` open holds; if not
-        `hot`, the same spread over all accounts that are not blocked."""
-        holds = HOT_HOLDS + (HOT_REQUESTS - HOT_HOLDS) // 2
-        spread = [0] if hot else [i for i in range(len(self.accounts)) if not is_blocked(i)]
+    def history(self, mix: Mix) -> Iterator[Entry]:
+        """What leaves account 0 with `HOT_REQUESTS` recent request ids and `HOT_HOLDS` open holds; if the mix
+        is not hot, the same spread over all accounts that are not blocked; if it is plain, nothing."""
+        holds = HOT_HOLDS + (HOT_REQUESTS - HOT_HOLDS) // 2 if mix.reversed_share else 0
+        spread = [0] if mix.hot else [i for i in range(len(self.accounts)) if not is_blocked(i)]
         for i in range(holds):
             self.now += 1
             yield self._authorize(spread[i % len(spread)], request_id=f"history-{i}")
@@ -127,8 +142,7 @@ class Workload:
         count: int,
         *,
         step_ms: int,
-        reversed_share: float = 0.0,
-        hot: bool = False,
+        mix: Mix = PLAIN,
         evenly: bool = False,
         assessed: bool = True,
         capture: bool = False,
@@ -138,20 +152,20 @@ class Workload:
         (card.requests). With `capture` each is captured at once. `evenly`: an account has its next one when
         all others have had theirs, so that no rule on a card's requests fires.
 
-        Of a share of them, `reversed_share`, every other one is a reversal instead, of the one before it: all
-        on account 0 if `hot`, whose open holds so stay as many, else on any that is not blocked.
+        Of `mix.reversed_share` of them, every other one is a reversal instead, of the one before it: all
+        on account 0 if it is hot, whose open holds so stay as many, else on any that is not blocked.
         """
         draw, size = self._draw, len(self.accounts)
         held: tuple[int, str] | None = None
         for _ in range(count):
             self.now += step_ms
-            if draw.random() >= reversed_share:
-                number = self._next_in_deck() if evenly else draw.randrange(1 if hot else 0, size)
+            if draw.random() >= mix.reversed_share:
+                number = self._next_in_deck() if evenly else draw.randrange(1 if mix.hot else 0, size)
                 yield self._authorize(
                     number, request_id=self._next_request_id(), assessed=assessed, capture=capture
                 )
             elif held is None:
-                held = (0 if hot else self._draw_active(), self._next_request_id())
+                held = (0 if mix.hot else self._draw_active(), self._next_request_id())
                 yield self._authorize(held[0], request_id=held[1], assessed=assessed)
             else:
                 yield self._reverse(*held)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench.growth import Apart, Cost, Partition, totals_us
 from tests.bench.parts import AT_WORK
+from tests.bench.workload import PLAIN
 
 
 def _cost(steps_us: float, background_us: float) -> Cost:
@@ -19,7 +20,7 @@ def test_background_work_is_shared_evenly_by_the_runs():
 
 
 def test_a_run_begins_and_ends_with_a_store_at_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    partition = Partition(100, None, tmp_path)
+    partition = Partition(100, PLAIN, tmp_path)
     cost = partition.cost(2_000)
     assert cost.steps_us > 1
     assert cost.background_us >= 0

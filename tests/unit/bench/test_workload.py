@@ -16,7 +16,7 @@ from mini_visa.streams.worker import find
 from tests.bench.parts import Pass, fetched
 from tests.bench.services import EVENT_TIME_BACK_MS, Tally, outputs
 from tests.bench.topiclog import Entry
-from tests.bench.workload import HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, Workload
+from tests.bench.workload import HOT, HOT_HOLDS, HOT_REQUESTS, HOT_SHARE, PLAIN, SPREAD, Mix, Workload
 
 RECORDS = 4_000
 
@@ -51,15 +51,12 @@ class Partition:
         self._pass.close()
 
 
-@pytest.mark.parametrize("hot", [None, False, True])
-def test_authorization_approves_what_the_workload_says(tmp_path: Path, hot: bool | None):
+@pytest.mark.parametrize("mix", [PLAIN, SPREAD, HOT])
+def test_authorization_approves_what_the_workload_says(tmp_path: Path, mix: Mix):
     load, partition = _load(200), Partition("authorization", tmp_path)
     partition.run(load.open_accounts(), counted=False)
-    if hot is not None:
-        partition.run(load.history(hot=hot))
-    share = 0.0 if hot is None else HOT_SHARE
-    partition.run(load.authorizations(RECORDS, step_ms=1, reversed_share=share, hot=bool(hot)))
-    history = 0 if hot is None else HOT_REQUESTS
+    partition.run([*load.history(mix), *load.authorizations(RECORDS, step_ms=1, mix=mix)])
+    history = 0 if mix is PLAIN else HOT_REQUESTS
     partition.check(history + RECORDS, load.approved)
     assert load.approved < history + RECORDS
     with pytest.raises(RuntimeError, match="approved on payment"):
@@ -88,20 +85,20 @@ def test_an_output_said_twice_is_an_error(tmp_path: Path):
     partition.close()
 
 
-def _kinds(hot: bool) -> tuple[int, set[str]]:
+def _kinds(mix: Mix) -> tuple[int, set[str]]:
     """Reversals, and the accounts that they are about."""
-    entries = _load(500).authorizations(RECORDS, step_ms=1, reversed_share=HOT_SHARE, hot=hot)
+    entries = _load(500).authorizations(RECORDS, step_ms=1, mix=mix)
     commands = [topics.ACCOUNT_COMMANDS.decode(value) for _, value, _ in entries]
     reversals = [command for command in commands if isinstance(command, ReversePayment)]
     return len(reversals), {reversal.account for reversal in reversals}
 
 
 def test_hot_and_spread_have_the_same_mix():
-    (hot, hot_accounts), (spread, spread_accounts) = _kinds(True), _kinds(False)
+    (hot, hot_accounts), (spread, spread_accounts) = _kinds(HOT), _kinds(SPREAD)
     assert hot == pytest.approx(RECORDS * HOT_SHARE / 2, rel=0.1)
     assert spread == pytest.approx(hot, rel=0.1)
     assert len(hot_accounts) == 1
     assert len(spread_accounts) > 200
-    histories = [list(_load(500).history(hot=hot)) for hot in (True, False)]
+    histories = [list(_load(500).history(mix)) for mix in (HOT, SPREAD)]
     assert len(histories[0]) == len(histories[1]) == HOT_REQUESTS
     assert HOT_HOLDS < HOT_REQUESTS
