@@ -9,7 +9,7 @@ from pathlib import Path
 
 from audit.auditor import Audit
 from audit.evidence import Cluster, Recording, Unreadable, record
-from audit.rules import DAY_MS, DEFAULT_HOLDS, Holds
+from audit.rules import DEFAULT_HOLDS, Holds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _holds(text: str) -> Holds:
     days, travel_days, fuel_s = map(float, text.split(","))
-    return Holds(round(days * DAY_MS), round(travel_days * DAY_MS), round(fuel_s * 1_000))
+    return Holds.lasting(days, travel_days, fuel_s)
 
 
 def run(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from audit.findings import Findings
 from audit.rules import DEFAULT_HOLDS, MADE_BY, NEXT, PARTS_MAX, Holds, reason_to_decline, share, tolerance
@@ -23,6 +26,9 @@ SUMS: Final = {
 }  # fmt: skip
 """Here -> in an event's payment."""
 NEVER: Final = 1 << 62
+PAYABLE: Final = "payable:merchant:"
+
+_canonical: Callable[[Any], bytes] = msgspec.json.Encoder(order="sorted").encode
 
 
 class Capture(NamedTuple):
@@ -625,11 +631,7 @@ def _parts_of(shown: dict[str, Any]) -> tuple[list[tuple[Any, ...]], ...]:
 
 def fingerprint(value: Any) -> int:
     """Of a value as JSON or MessagePack gives it; the order of names does not matter."""
-    if isinstance(value, dict):
-        return hash(frozenset((name, fingerprint(inner)) for name, inner in value.items()))
-    if isinstance(value, list):
-        return hash(tuple(fingerprint(inner) for inner in value))
-    return hash((type(value).__name__, value))
+    return hash(_canonical(value))
 
 
 def _hold(turn: Turn, amount: int) -> Lines:
@@ -646,4 +648,4 @@ def _give_back(turn: Turn, amount: int, fees: tuple[int, int]) -> Lines:
 
 
 def _payable(turn: Turn) -> str:
-    return f"payable:merchant:{turn.merchant.get('id') or 'unnamed'}"
+    return f"{PAYABLE}{turn.merchant.get('id') or 'unnamed'}"

@@ -12,14 +12,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from audit.accounts import Account, Book, Payment, Postings, fingerprint, name_of
-from audit.commands import Deed, Effect, deed_of, meaning_of
+from audit.accounts import PAYABLE, Account, Book, Payment, Postings, fingerprint, name_of
+from audit.commands import Deed, Effect, deed_of
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
 from audit.ledger import Chain
 from audit.readmodel import VIEWS, ReadModel
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
-from audit.settlement import PAYABLE, Cycles, Due
+from audit.settlement import Cycles, Due
 from audit.stories import Story
 from audit.velocity import Recount
 
@@ -110,7 +110,7 @@ class Told:
     deeds: dict[int, list[tuple[Request | None, Deed]]] = field(default_factory=lambda: defaultdict(list))
     """By the position of their command."""
     money: dict[int, tuple[int, str]] = field(default_factory=dict)
-    """Offset of the event -> what it must post, as (fingerprint, kind)."""
+    """Offset of the event -> what it must post, as (hash, kind)."""
     after: set[str] = field(default_factory=set)
     """Accounts that events after the tables' progress are about."""
 
@@ -382,7 +382,7 @@ class Audit:
         }
 
     def _journal(self, p: int) -> tuple[dict[int, tuple[int, str]], list[Any]]:
-        """Offset of the event -> what its entry posts, as (fingerprint, kind); and the chain's last entry, as
+        """Offset of the event -> what its entry posts, as (hash, kind); and the chain's last entry, as
         (number, hash)."""
         chain, found = Chain(self.findings, self.totals), {}
         for record, entry in self.records("ledger.journal", p):
@@ -394,7 +394,7 @@ class Audit:
                 self.findings["journal-complete"].fails(
                     f"{where}: a second entry for event {entry['source']}"
                 )
-            found[entry["source"]] = fingerprint(postings), entry["kind"]
+            found[entry["source"]] = _sum_of(postings), entry["kind"]
             if self.model.has("ledger.journal", p, record.offset):
                 self.model.entry(record, entry)
         return found, [chain.number, chain.hash]
@@ -416,7 +416,7 @@ class Audit:
                 count += 1
                 postings = book.feed(event, where, commands.at(position))
                 if postings:
-                    told.money[record.offset] = fingerprint(postings), kind
+                    told.money[record.offset] = _sum_of(postings), kind
                 if record.offset < presented:
                     self.due.add(event, postings, where)
                 account, deed = _account_of(event), deed_of(event)
@@ -974,6 +974,10 @@ class Audit:
             self._holds_nothing(request_id, story, effects)
 
 
+def _sum_of(postings: Postings) -> int:
+    return hash(frozenset(postings.items()))
+
+
 def _progress(tables: Tables | None) -> int:
     return 0 if tables is None else tables.next_offset
 
@@ -994,7 +998,7 @@ def _assessed(offset: int, command: dict[str, Any]) -> Assessed:
 
 
 def _asked_of_risk(request: dict[str, Any]) -> int:
-    return meaning_of({name: value for name, value in request.items() if name != "verdict"})
+    return fingerprint({name: value for name, value in request.items() if name != "verdict"})
 
 
 def _looked_at(line: dict[str, Any]) -> str:

@@ -6,9 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
-from audit.accounts import name_of
+from audit.accounts import fingerprint, name_of
 from audit.rules import STATUS_CODES
 
 Command = dict[str, Any]
@@ -17,13 +15,6 @@ Event = dict[str, Any]
 RISK_CODES: Final = ("59", "61", "65")
 BEFORE_RISK: Final = (*STATUS_CODES.values(), "54")
 """What an increment may be declined for before risk is asked."""
-
-_canonical: Callable[[Any], bytes] = msgspec.json.Encoder(order="sorted").encode
-
-
-def meaning_of(value: Any) -> int:
-    """Of anything that is JSON; the order of names does not matter."""
-    return hash(_canonical(value))
 
 
 class Effect(NamedTuple):
@@ -120,7 +111,7 @@ def _amount_asked(event: Event, kind: str, code: str, *, first: bool) -> int | N
 
 
 def _terms_of_payment(payment: dict[str, Any]) -> int:
-    return meaning_of([
+    return fingerprint([
         payment["card"], payment.get("merchant", {}), payment.get("metadata", {}),
         payment.get("verdict", {}), payment["currency"], payment["client"], payment["request_id"],
     ])  # fmt: skip
@@ -176,7 +167,7 @@ def _authorizes(command: Command, deed: Deed, account: CardAccount | None) -> bo
     # Without a currency, it is the account's.
     given = account is None or command.get("currency_given")
     currency = command["currency"] if given or account is None else account.currency
-    terms = meaning_of([
+    terms = fingerprint([
         command["card"], command.get("merchant", {}), command.get("metadata", {}),
         command.get("verdict", {}), currency, command.get("client", "local"), command["request_id"],
     ])  # fmt: skip

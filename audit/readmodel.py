@@ -13,6 +13,7 @@ import msgspec
 from audit.accounts import name_of
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
+from audit.rules import DECIMALS
 
 VIEWS: Final = (
     "payment.events", "fraud.alerts", "ledger.journal", "ledger.settlement-journal", "clearing.items",
@@ -41,17 +42,6 @@ EXPIRE: Final = {"alerts": "fraud.alerts", "sagas": "payment.sagas"}
 """Tables that keep what retention has taken from their topics."""
 
 PAYMENT: Final = re.compile(r"pay_[A-Za-z0-9_-]{1,64}_(?:0|[1-9a-f][0-9a-f]{0,11})")
-DECIMALS: Final = {
-    code: decimals
-    for decimals, codes in {
-        0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
-        3: "BHD IQD JOD KWD LYD OMR TND",
-        4: "CLF UYW",
-    }.items()
-    for code in codes.split()
-}
-"""ISO 4217's currencies that have not two."""
-
 Row = dict[str, Any]
 Key = tuple[Any, ...]
 Search = Callable[[Iterable[bytes], str], None]

@@ -9,43 +9,19 @@ from typing import Any, Final, NamedTuple
 from audit.accounts import name_of
 from audit.commands import CardAccount, Command, Deed, Effect, account_in, changed, explains
 from audit.findings import Findings
+from audit.rules import DAY_MS, DOES, LATE, UNDONE
 
-WINDOW_MS: Final = 24 * 3_600_000
-DAY_MS: Final = 24 * 3_600_000
+WINDOW_MS: Final = DAY_MS
 
 Request = tuple[str, str, str]
 """(account, client, request id)"""
 
-REFUSED: Final = frozenset({"400", "404", "409"})
 NOTHING: Final = frozenset({""})
 """What a repetition does: it gets the stored answer."""
 CONFLICT: Final = frozenset({"422"})
 """What another request with the same id does."""
-LATE: Final = frozenset({"payment_reversed 68", "payment_unknown_card 68"})
-"""What a request does that was cancelled before it came."""
-UNDONE: Final = LATE | {"payment_refunded 68", "409"}
-"""What a time-out does when no other attempt stands by the answer; 409: there was nothing to undo."""
 UNNAMED: Final = hash(("authorize", ""))
 """Meaning of a request that was cancelled by its id alone."""
-
-DOES: Final[dict[str, frozenset[str]]] = {
-    command: REFUSED.union(kinds.split())
-    for command, kinds in {
-        "authorize": "payment_authorized payment_captured payment_declined payment_unknown_card",
-        "increment": "payment_incremented",
-        "capture": "payment_captured",
-        "reverse": "payment_reversed request_cancelled",
-        "refund": "payment_refunded",
-        "record_clearing": "capture_cleared capture_rejected",
-        "open_chargeback": "chargeback_opened",
-        "represent_chargeback": "chargeback_represented",
-        "accept_chargeback": "chargeback_accepted",
-        "open_account": "account_opened",
-        "change_account": "account_changed",
-        "pay_account": "account_paid",
-    }.items()
-}
-"""Command -> outcomes (`Effect.outcome`) of the first one of its request."""
 
 
 class Row(NamedTuple):

@@ -1,5 +1,5 @@
-"""What decisions depend on, from docs/domain.md: what may follow what, why an authorization is declined,
-how long a hold lasts, by how much a capture may exceed it."""
+"""What decisions depend on, from docs/domain.md: what may follow what, what each command may do, why an
+authorization is declined, how long a hold lasts, by how much a capture may exceed it, what a currency is."""
 
 from __future__ import annotations
 
@@ -40,24 +40,52 @@ NEXT: Final[dict[tuple[str, str], set[str]]] = {
 }
 """(status before, event) -> statuses after; "": there was no payment."""
 
+REFUSED: Final = frozenset({"400", "404", "409"})
+DOES: Final[dict[str, frozenset[str]]] = {
+    command: REFUSED.union(kinds.split())
+    for command, kinds in {
+        "authorize": "payment_authorized payment_captured payment_declined payment_unknown_card",
+        "increment": "payment_incremented",
+        "capture": "payment_captured",
+        "reverse": "payment_reversed request_cancelled",
+        "refund": "payment_refunded",
+        "record_clearing": "capture_cleared capture_rejected",
+        "open_chargeback": "chargeback_opened",
+        "represent_chargeback": "chargeback_represented",
+        "accept_chargeback": "chargeback_accepted",
+        "open_account": "account_opened",
+        "change_account": "account_changed",
+        "pay_account": "account_paid",
+    }.items()
+}
+"""Command -> outcomes of the first one of its request: a kind of event, or the status of a refusal."""
+LATE: Final = frozenset({"payment_reversed 68", "payment_unknown_card 68"})
+"""What an authorization does that was cancelled before it came."""
+UNDONE: Final = LATE | {"payment_refunded 68", "409"}
+"""What a time-out does when no other attempt stands by the answer; 409: there was nothing to undo."""
+
+_KINDS: Final = {
+    command: {outcome.removesuffix(" 68") for outcome in outcomes}
+    for command, outcomes in {
+        **DOES, "authorize": DOES["authorize"] | LATE, "time_out_reversal": UNDONE,
+    }.items()
+}  # fmt: skip
 MADE_BY: Final = {
-    "account_opened": {"open_account"},
-    "account_changed": {"change_account"},
-    "account_paid": {"pay_account"},
-    "payment_authorized": {"authorize"},
-    "payment_declined": {"authorize"},
-    "payment_unknown_card": {"authorize", "time_out_reversal"},
-    "payment_incremented": {"increment"},
-    "payment_captured": {"authorize", "capture"},
-    "payment_reversed": {"authorize", "reverse", "time_out_reversal"},
-    "payment_refunded": {"refund", "time_out_reversal"},
-    "capture_cleared": {"record_clearing"},
-    "capture_rejected": {"record_clearing"},
-    "chargeback_opened": {"open_chargeback"},
-    "chargeback_represented": {"represent_chargeback"},
-    "chargeback_accepted": {"accept_chargeback"},
+    kind: {command for command, kinds in _KINDS.items() if kind in kinds}
+    for kind in set[str]().union(*_KINDS.values())
 }
 """Event -> the commands that may make it. Holds expire by time, whatever command tells it."""
+
+DECIMALS: Final = {
+    code: decimals
+    for decimals, codes in {
+        0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
+        3: "BHD IQD JOD KWD LYD OMR TND",
+        4: "CLF UYW",
+    }.items()
+    for code in codes.split()
+}
+"""ISO 4217's currencies that have not two."""
 
 TRAVEL: Final = {*range(3351, 4000), 4411, 7011, 7512, 7513, 7519}
 TIPPED: Final = {4121, 5812, 5813, 5814, 7230}
@@ -86,6 +114,10 @@ class Holds(NamedTuple):
     usual: int = 7 * DAY_MS
     travel: int = 31 * DAY_MS
     fuel: int = 2 * HOUR_MS
+
+    @classmethod
+    def lasting(cls, days: float, travel_days: float, fuel_s: float) -> Holds:
+        return cls(round(days * DAY_MS), round(travel_days * DAY_MS), round(fuel_s * 1_000))
 
     def of(self, mcc: str) -> int:
         code = _number(mcc)

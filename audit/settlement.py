@@ -7,10 +7,9 @@ from bisect import bisect_left
 from collections import Counter, defaultdict
 from typing import Any, Final
 
-from audit.accounts import Postings, name_of
+from audit.accounts import PAYABLE, Postings, name_of
 from audit.findings import Findings
 
-PAYABLE: Final = "payable:merchant:"
 BANK: Final = "settlement:bank"
 SUMS: Final = (
     ("sales", "sale"), ("returns", "returned"), ("interchange", "interchange"), ("scheme_fees", "scheme_fee"),

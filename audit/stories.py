@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from audit.commands import Effect, meaning_of
+from audit.accounts import fingerprint
+from audit.commands import Effect
 from audit.findings import Findings
+from audit.rules import DECIMALS
 
 TOLD: Final = (200, 409)
 """Statuses that tell the outcome of a decision on the account."""
 REFUSALS: Final = (400, 404, 413, 415, 422)
 """Final too: the same request can never succeed, or is not what its id was used for."""
 
-MADE_BY: Final[dict[str, frozenset[str]]] = {
+EVENTS_OF: Final[dict[str, frozenset[str]]] = {
     path: frozenset(kinds.split())
     for path, kinds in {
         "authorize": "payment_authorized payment_captured payment_declined payment_unknown_card "
@@ -30,17 +32,6 @@ MADE_BY: Final[dict[str, frozenset[str]]] = {
     }.items()
 }
 """Last part of a path -> kinds of events; of any other, which is an account's: account_changed."""
-
-DECIMALS: Final = {
-    currency: decimals
-    for decimals, currencies in {
-        0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF",
-        3: "BHD IQD JOD KWD LYD OMR TND",
-        4: "CLF UYW",
-    }.items()
-    for currency in currencies.split()
-}
-"""Of the currencies of ISO 4217 that have not two."""
 
 
 def is_amount(text: str, minor: int, currency: str) -> bool:
@@ -81,7 +72,7 @@ class Story:
 
     def add(self, line: dict[str, Any], findings: Findings) -> None:
         """An attempt: what was answered once is answered ever after."""
-        status, meaning = line["status"], meaning_of([line["path"], line["body"]])
+        status, meaning = line["status"], fingerprint([line["path"], line["body"]])
         self.client = line.get("client", "local")
         if not self.path:
             self._asks(line, meaning)
@@ -123,7 +114,7 @@ class Story:
         """Whether what an event tells is what this request asked: that operation, on the payment of its path,
         for its amount in `currency`."""
         parts = self.path.split("/")
-        if effect.kind not in MADE_BY.get(parts[-1], ("account_changed",)):
+        if effect.kind not in EVENTS_OF.get(parts[-1], ("account_changed",)):
             return False
         if parts[1] == "payments" and len(parts) > 3 and parts[2] != effect.payment_id:
             return False

@@ -77,7 +77,7 @@ def audit(
     that shares no code with this one. Needs the broker, not the services. Exit code 1: something is wrong."""
     from audit.__main__ import run as audit_all
     from audit.evidence import Cluster, Recording, Unreadable
-    from audit.rules import DAY_MS, Holds
+    from audit.rules import Holds
     from mini_visa.kafka import client_options
     from mini_visa.readmodel.database import database_url
 
@@ -89,11 +89,7 @@ def audit(
             raise typer.Exit(done)
         url = database_url(configured)
         database = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
-        holds = Holds(
-            configured.hold_days * DAY_MS,
-            configured.hold_days_travel * DAY_MS,
-            round(configured.hold_fuel_s * 1_000),
-        )
+        holds = Holds.lasting(configured.hold_days, configured.hold_days_travel, configured.hold_fuel_s)
         cluster = Cluster(client_options(configured), configured.environment, database, history, holds)
         try:
             cluster.open()
