@@ -82,7 +82,7 @@ def judge(request: Authorize | Increment, context: Context) -> None:
         request.account, request.client, request.request_id, now // REQUEST_WINDOW_MS
     )
     seen: Assessed | None = requests.get(key) or requests.get(former_key)
-    if seen is not None and seen.at > now - REQUEST_WINDOW_MS:
+    if seen is not None and seen.at > now - REQUEST_WINDOW_MS and is_of(seen, request):
         verdict = verdict_of(seen, of_number(context.table(RULES), seen.rules))
         context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
         return
@@ -94,11 +94,19 @@ def judge(request: Authorize | Increment, context: Context) -> None:
     )  # fmt: skip
     if not request.own or has_asked(request, requests, now):
         cards[account] = velocity
-        requests[key] = Assessed(now, rules.number, verdict.score, verdict.response_code, verdict.hits)
+        requests[key] = Assessed(
+            now, rules.number, verdict.score, verdict.response_code, verdict.hits, request.fingerprint
+        )
     context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
     if verdict.hits:
         shown = request.currency if isinstance(request, Authorize) else velocity.currency
         alert(context, request, verdict.hits, verdict.score, shown, merchant_id)
+
+
+def is_of(seen: Assessed, request: Authorize | Increment) -> bool:
+    """Whether the verdict was on this very request. Another with its id is authorization's to refuse, which
+    may have forgotten the first by then: a clean verdict on a cent must not be one on a thousand."""
+    return seen.fingerprint in ("", request.fingerprint)  # "": by a version that did not keep it
 
 
 def has_asked(request: Authorize | Increment, requests: TableView[Assessed], now: int) -> bool:

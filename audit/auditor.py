@@ -551,7 +551,7 @@ class Audit:
     def _risk_tables(self, p: int, recount: Recount, tables: Tables) -> None:
         rows, velocity = self.findings["tables"], tables.of("velocity")
         kept = {key.split("/", 1)[1]: row for key, row in tables.of("risk-requests").items()}
-        for request, (at, verdict) in recount.verdicts.items():
+        for request, (at, verdict, _) in recount.verdicts.items():
             if at <= recount.now - WINDOW_MS or not verdict.certain:
                 continue
             row = kept.get("/".join(request))

@@ -28,7 +28,7 @@ class Row(NamedTuple):
     """What is remembered of a request."""
 
     at: int
-    """Of the first answer, or of the cancellation: the window counts from here."""
+    """Of the first answer, or of the cancellation until the request comes: the window counts from here."""
     meaning: int
     """Of operation and fingerprint."""
     effect: Effect | None
@@ -129,9 +129,8 @@ class Requests:
             return
         if effect is None or effect.outcome == "422":
             return
-        if row is None:
-            row = Row(effect.at, 0, None)
-        self.rows[request] = row = row._replace(meaning=_meaning(command), effect=effect)
+        row = row or Row(effect.at, 0, None)
+        self.rows[request] = row = row._replace(at=effect.at, meaning=_meaning(command), effect=effect)
         if kind == "authorize":
             self._answered(request, row, attempt)
         elif effect.kind == "request_cancelled":

@@ -67,7 +67,8 @@ class Recount:
         self._rules = list(IN_FORCE)
         self._entries: dict[str, deque[Entry]] = defaultdict(deque)
         self._currency: dict[str, str] = {}
-        self._seen: dict[tuple[str, str, str], tuple[int, Verdict]] = {}
+        self._seen: dict[tuple[str, str, str], tuple[int, Verdict, str]] = {}
+        """Request -> when it was judged, how, its fingerprint."""
         self._had: dict[tuple[str, str], int] = {}
         """(account, client) -> the day in which a client whose key is for its own payments last had it."""
         self.counts: dict[str, dict[int, int]] = {}
@@ -101,8 +102,8 @@ class Recount:
     def _judge(self, timestamp: int, message: dict[str, Any], kind: str) -> Verdict:
         account, now = message["account"], self.now
         request = account, message.get("client", "local"), message["request_id"]
-        seen = self._seen.get(request)
-        if seen is not None and seen[0] > now - SEEN_MS:
+        seen, fingerprint = self._seen.get(request), message.get("fingerprint", "")
+        if seen is not None and seen[0] > now - SEEN_MS and seen[2] == fingerprint:
             return seen[1]
         if kind == "authorize":
             assumed = message["currency"]
@@ -136,7 +137,7 @@ class Recount:
         if not counts_on:
             entries.pop()
             return verdict
-        self._seen[request] = now, verdict
+        self._seen[request] = now, verdict, fingerprint
         oldest = now // 1_000 - 60
         counts: dict[int, int] = {}
         for entry in entries:

@@ -34,6 +34,8 @@ class Assessed(msgspec.Struct, frozen=True, array_like=True, gc=False):
     score: int = 0
     response_code: str = ""
     hits: tuple[RuleHit, ...] = ()
+    fingerprint: str = ""
+    """Of the request; another with its id is judged anew."""
 
 
 class Bookmark(msgspec.Struct, frozen=True, array_like=True):

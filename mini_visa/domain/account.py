@@ -92,7 +92,7 @@ def decide(
         client,
         request_id,
         StoredRequest(
-            at=at if row is None else row.at,
+            at=at,
             operation=_NAMES[kind],
             fingerprint=command.fingerprint,
             outcome=outcome,
@@ -150,9 +150,14 @@ def _replay(records: Records, command: Command, row: StoredRequest) -> Decision:
             command.account,
             command.client,
             command.request_id,
-            replace(row, answered=(*row.answered, attempt)[-ATTEMPTS_MAX:]),
+            replace(row, answered=_one_more(row.answered, attempt)),
         )
     return Decision(row.outcome, (), replayed=True)
+
+
+def _one_more(attempts: tuple[str, ...], attempt: str) -> tuple[str, ...]:
+    """With `attempt`. The first of all stays, however many come: it likeliest had its answer in time."""
+    return (*attempts, attempt) if len(attempts) < ATTEMPTS_MAX else (attempts[0], *attempts[2:], attempt)
 
 
 def _conflict(records: Records, command: Command, at: int, position: int) -> Decision:
@@ -196,7 +201,7 @@ def _time_out(records: Records, command: TimeOutReversal, at: int, position: int
         outcome = _cancel(turn, account, request_id, code.RESPONSE_TOO_LATE)
     else:
         standing = tuple(other for other in row.answered if other != attempt)
-        row = replace(row, answered=standing, given_up=(*row.given_up, attempt)[-ATTEMPTS_MAX:])
+        row = replace(row, answered=standing, given_up=_one_more(row.given_up, attempt))
         stored = row.outcome
         if stored is None:
             outcome = _cancel(turn, account, request_id, code.RESPONSE_TOO_LATE)
@@ -368,7 +373,7 @@ def _reverse(turn: Turn, command: ReversePayment) -> Outcome:
         return _cancel(turn, command.account, original, code.APPROVED)
     if row.outcome.payment is None:
         return turn.refuse(
-            409, "the original was refused: there is nothing to reverse", account_id=command.account, left=0
+            409, "the original was refused: there is nothing to reverse", account_id=command.account
         )
     return _reverse_payment(turn, replace(command, payment_id=row.outcome.payment.payment_id))
 

@@ -17,7 +17,8 @@ class StoredRequest(Data, frozen=True, kw_only=True):
     """A request that was answered, or cancelled before it came."""
 
     at: int
-    """Event time of the first answer (or of the cancellation): the window counts from here."""
+    """Event time of the first answer, or of the cancellation until the request comes: the window counts from
+    here."""
     operation: str
     """What was asked: the same request id for another operation is a conflict."""
     fingerprint: str = ""

@@ -146,9 +146,7 @@ class Naive:
         else:
             answer = getattr(self, kind)(**what)
         gone = known.gone if known else set()
-        self.requests[request_id] = Remembered(
-            known.at if known else self.now, what, kind, answer, payment, {attempt} - gone, gone
-        )
+        self.requests[request_id] = Remembered(self.now, what, kind, answer, payment, {attempt} - gone, gone)
         return answer
 
     def time_out(self, request_id: str, what: Any, attempt: str) -> Answer:

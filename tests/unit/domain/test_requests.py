@@ -105,13 +105,22 @@ def test_a_reversal_before_its_request_cancels_it() -> None:
     assert host.records.payments[late.outcome.payment.payment_id] == late.outcome.payment
 
 
-def test_the_window_of_a_cancelled_request_counts_from_its_cancellation() -> None:
+def test_a_request_is_cancelled_for_a_day_and_its_answer_stands_for_one() -> None:
     host = Host()
     host.reverse_request("r")
     host.pass_time(DAY_S - 0.001)
     assert ask(host, "a1").outcome.response_code == "68"
+    host.pass_time(DAY_S - 0.001)
+    assert ask(host, "a2").outcome.response_code == "68"
     host.pass_time(0.001)
-    assert ask(host, "a2").outcome.response_code == "00"
+    assert ask(host, "a3").outcome.response_code == "00"
+
+
+def test_a_cancellation_is_over_after_a_day() -> None:
+    host = Host()
+    host.reverse_request("r")
+    host.pass_time(DAY_S)
+    assert ask(host, "a1").outcome.response_code == "00"
 
 
 def test_a_cancelled_request_of_an_unknown_card_leaves_a_reversed_payment() -> None:

@@ -257,6 +257,20 @@ def test_a_request_id_seen_before_gets_the_same_verdict_and_is_not_counted_again
     assert hits_of(service.ask(an_authorize("other"), at=NOON + 2 * HOUR)) == []
 
 
+def test_another_request_with_an_id_seen_before_is_judged_and_counted_anew_and_the_auditor_says_so_too():
+    service, recount = RiskService(), Recount()
+    asked = [
+        *((an_authorize(f"r{n}", amount=1, fingerprint="small"), NOON + n * 60 * SECOND) for n in range(40)),
+        *((an_authorize(f"r{n}", amount=40_000, fingerprint="large"), NOON + HOUR + n) for n in range(40)),
+    ]
+    codes = []
+    for message, at in asked:
+        codes.append(service.ask(message, at=at).response_code)
+        assert recount.feed(at, msgspec.json.decode(service.log[-1].value)).code == codes[-1]
+    assert codes[:50] == [""] * 50 and codes[50:] == ["65"] * 30
+    assert service.ask(an_authorize("r39", amount=40_000, fingerprint="large"), at=NOON + 2 * HOUR).hits
+
+
 def test_a_retry_gets_the_verdict_of_the_rules_it_was_first_judged_by():
     service = RiskService()
     first = service.ask(an_authorize("r1"))
