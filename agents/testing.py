@@ -10,8 +10,9 @@ from agents.clearing import net, present
 from agents.ledger import balances, journal, settlement
 from agents.reversal import compensate
 from mini_visa import topics
-from mini_visa.domain.clearing import CLEARING_CLIENT, CancelPresentment, Presentment, key_of
+from mini_visa.domain.clearing import CancelPresentment, Presentment, key_of
 from mini_visa.domain.commands import (
+    CLEARING_CLIENT,
     AcceptChargeback,
     Authorize,
     CapturePayment,

@@ -22,11 +22,10 @@ from mini_visa.clearing_house.client import ClearingHouse, Refused
 from mini_visa.domain.clearing import (
     ACCEPTED,
     CANCELLED,
-    CLEARING_CLIENT,
     CancelPresentment,
     Submission,
 )
-from mini_visa.domain.commands import RecordClearing
+from mini_visa.domain.commands import CLEARING_CLIENT, RecordClearing
 from mini_visa.domain.messages import Undecodable
 from mini_visa.errors import UserError
 from mini_visa.kafka import admin, await_broker, client_options

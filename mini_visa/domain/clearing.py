@@ -28,9 +28,6 @@ REJECTED: Final = "rejected"
 CANCELLED: Final = "cancelled"
 """The presentment was called back before the clearing house had decided: for good, as a rejection."""
 
-CLEARING_CLIENT: Final = "clearing"
-"""Who sends clearing outcomes: the scope of their request ids."""
-
 
 class Presentment(Message, frozen=True, kw_only=True, omit_defaults=True, tag="presentment/1"):
     """One capture, as it is presented to the clearing house."""

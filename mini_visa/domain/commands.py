@@ -28,7 +28,13 @@ LOCAL_CLIENT = "local"
 """Services, and who asks a gateway that wants no keys."""
 MIGRATION_CLIENT = "migration"
 SHADOW_CLIENT = "shadow"
-RESERVED_CLIENTS = frozenset({LOCAL_CLIENT, MIGRATION_CLIENT, SHADOW_CLIENT})
+CLEARING_CLIENT = "clearing"
+"""Records what the clearing house answers."""
+REVERSAL_CLIENT = "reversal"
+"""Undoes what fails to clear."""
+RESERVED_CLIENTS = frozenset(
+    {LOCAL_CLIENT, MIGRATION_CLIENT, SHADOW_CLIENT, CLEARING_CLIENT, REVERSAL_CLIENT}
+)
 """No key is for one of these: it could answer for the program's own request ids, and see what these made."""
 NO_REPLY = -1
 

@@ -22,14 +22,12 @@ import msgspec
 from msgspec.structs import replace
 
 from mini_visa.domain.clearing import CancelPresentment, key_of
-from mini_visa.domain.commands import ReversePayment
+from mini_visa.domain.commands import REVERSAL_CLIENT, ReversePayment
 from mini_visa.domain.events import CaptureRejected, PaymentEvent
 from mini_visa.domain.messages import Message
 from mini_visa.domain.payment import CaptureState, Payment, held_of
 from mini_visa.domain.terms import DAY_MS
 
-REVERSAL_CLIENT: Final = "reversal"
-"""Who sends compensations: the scope of their request ids."""
 RETRY_DOUBLINGS_MAX: Final = 6
 
 Step: TypeAlias = Literal["clearing", "releasing"]

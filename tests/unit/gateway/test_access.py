@@ -148,9 +148,9 @@ def test_a_gateway_that_could_let_nobody_in_does_not_start(settings: Settings) -
         Access(settings)
 
 
-@pytest.mark.parametrize("name", ["local", "migration", "shadow"])
+@pytest.mark.parametrize("name", ["local", "migration", "shadow", "clearing", "reversal"])
 def test_no_key_speaks_for_the_program_itself(tmp_path: Path, name: str) -> None:
-    with pytest.raises(AccessError, match="local, migration, shadow are names of the program's own"):
+    with pytest.raises(AccessError, match="are names of the program's own"):
         create_key(tmp_path / "keys.json", name, ["payments:write"])
     assert list_keys(tmp_path / "keys.json") == []
     create_key(tmp_path / "keys.json", f"{name}s", ["payments:write"])
