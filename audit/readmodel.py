@@ -116,7 +116,7 @@ class ReadModel:
         place = record.offset << 14 | record.partition
         payment = event.get("payment")
         payment_id = payment["payment_id"] if payment else event.get("payment_id", "")
-        known = PAYMENT.fullmatch(payment_id) is not None
+        known = PAYMENT.fullmatch(payment_id) is not None and event.get("http_status") not in (404, 422)
         payment_key = _payment_key(payment_id, record.partition) if known else None
         self.want("payment_events", {
             "place": place, "account_id": account, "seq": event.get("seq"), "payment_key": payment_key,

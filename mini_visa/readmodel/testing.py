@@ -166,7 +166,7 @@ class EventLog:
         account = msgspec.structs.replace(account, held=account.held - held)
         self._payment_event(events.PaymentReversed, account, payment, amount=held)
 
-    def refuse(self, payment_id: str, reason: str = "it is reversed") -> None:
+    def refuse(self, payment_id: str, reason: str = "it is reversed", http_status: int = 409) -> None:
         payment = self.payments[payment_id]
         self.append(
             payment.account,
@@ -176,7 +176,7 @@ class EventLog:
                 account_id=payment.account,
                 client=payment.client,
                 request_id="late",
-                http_status=409,
+                http_status=http_status,
                 reason=reason,
                 payment_id=payment_id,
             ),

@@ -44,6 +44,10 @@ ITEMS = Write(schema.clearing_items, ["partition", "offset"])
 RULES = Write(schema.rules, ["at", "body"])
 SAGAS = Write(schema.sagas, ["state", "since", "saga"])
 
+OF_NO_PAYMENT: Final = frozenset({404, 422})
+"""Refused before the payment was looked at, whoever sent it: such a request is no part of the record of the
+payment that it names, which may be another client's."""
+
 SCALE_E4: Final = {currency: 10 ** (4 - exponent) for currency, exponent in EXPONENTS.items()}
 
 
@@ -121,7 +125,11 @@ def payment_rows(partition: int, records: Sequence[Any], changes: Changes, refus
             payments[key] = event.payment, place
         else:
             account_id = event.account_id
-            if kind is events.RequestRefused and is_payment_id(event.payment_id):
+            if (
+                kind is events.RequestRefused
+                and event.http_status not in OF_NO_PAYMENT
+                and is_payment_id(event.payment_id)
+            ):
                 key = payment_key(event.payment_id, partition)
         log[place] = place, account_id, seq, key, event.at, _TYPES[kind], record.value.decode()
     _account_rows(accounts, changes.rows(ACCOUNTS))

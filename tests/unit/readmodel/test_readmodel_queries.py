@@ -95,6 +95,19 @@ async def test_a_refused_request_about_no_payment_makes_none(read_model, fill, g
     assert await read_model.payment(ghost) is None
 
 
+@pytest.mark.parametrize("http_status", [404, 422])
+async def test_what_was_refused_without_a_look_at_the_payment_is_no_part_of_its_record(
+    read_model, fill, http_status
+):
+    """It may be another client's, who could fill the record with it."""
+    log = EventLog()
+    payment_id = log.authorize(log.open("tok_1"), 1_000)
+    log.refuse(payment_id, "there is no such payment", http_status)
+    await fill(log)
+    record = await read_model.payment(payment_id)
+    assert [event["type"] for event in record.events] == ["payment_authorized/1"]
+
+
 async def test_lists_are_newest_first_and_complete_whatever_the_page_size(read_model, fill):
     log = random_log(120, accounts=5)
     await fill(log)
