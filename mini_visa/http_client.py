@@ -6,6 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 
 from mini_visa.errors import UserError
@@ -45,20 +46,24 @@ class GatewayClient:
     def _call(self, method: str, path: str, body: bytes | None) -> dict[str, Any]:
         if not self.url.startswith(("http://", "https://")):
             raise Unreachable(f"The gateway's address must start with http:// or https://, not {self.url!r}.")
-        request = urllib.request.Request(self.url.rstrip("/") + path, body, method=method)  # noqa: S310
-        request.add_header("Accept", "application/json")
+        headers = {"Accept": "application/json"}
         if body is not None:
-            request.add_header("Content-Type", "application/json")
-        if self.api_key:
-            request.add_header("Authorization", f"Bearer {self.api_key}")
+            headers["Content-Type"] = "application/json"
+        if key := self.api_key.strip():  # a file's last line has its end with it
+            if not (key.isascii() and key.isprintable()):  # the error of the library would show it
+                raise UserError("MINI_VISA_API_KEY is not a key: mini-visa keys create makes one.")
+            headers["Authorization"] = f"Bearer {key}"
         try:
+            request = urllib.request.Request(  # noqa: S310
+                self.url.rstrip("/") + path, body, headers, method=method
+            )
             with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
                 return _document(answer.read(ANSWER_BYTES_MAX))
         except urllib.error.HTTPError as refused:
             with refused:
                 raise Refused(refused.code, _document(refused.read(ANSWER_BYTES_MAX))) from None
-        except (OSError, ValueError) as failure:
-            reason = getattr(failure, "reason", failure)
+        except (OSError, ValueError, HTTPException) as failure:
+            reason = str(getattr(failure, "reason", failure)).strip()
             raise Unreachable(
                 f"No gateway answers at {self.url} ({reason}). Start one with `mini-visa up`, "
                 "or name another with --url or MINI_VISA_URL."

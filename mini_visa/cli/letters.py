@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
@@ -55,10 +56,10 @@ def letters_send_back(
     read does not go."""
     from mini_visa.dead_letters import send_back
 
-    partition, slash, offset = letter.partition("/")
-    if letter and not (slash and partition.isdigit() and offset.isdigit()):
+    place = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,18})", letter)
+    if letter and not place:
         raise typer.BadParameter("a letter is PARTITION/OFFSET, such as 0/17")
-    chosen = (int(partition), int(offset)) if letter else (None, None)
+    chosen = (int(place[1]), int(place[2])) if place else (None, None)
     sent = asyncio.run(send_back(settings(), service, partition=chosen[0], offset=chosen[1]))
     if as_json:
         print_json([asdict(one) for one in sent])

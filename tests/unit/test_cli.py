@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -293,6 +294,37 @@ class TestGatewayCommands:
         ran = run("accounts", "show", "tok_1", "--url", "http://127.0.0.1:1")
         assert ran.code == 1
         assert "`mini-visa up`" in ran.err and ran.err.count("\n") == 1
+
+    @pytest.mark.parametrize("url", ["http://localhost:abc", "http://[::1", "http://127.0.0.1:1/ x"])
+    def test_an_address_that_is_none_is_one_line_too(self, run, url):
+        ran = run("accounts", "show", "tok_1", "--url", url)
+        assert ran.code == 1 and ran.err.count("\n") == 1 and "--url" in ran.err
+
+    def test_what_answers_may_speak_no_http(self, run):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+
+            def answer() -> None:
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"220 ready\r\n")
+
+            threading.Thread(target=answer, daemon=True).start()
+            ran = run("accounts", "show", "tok_1", "--url", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert ran.code == 1 and ran.err.count("\n") == 1
+
+    def test_a_key_is_taken_without_its_line_end_and_never_shown(self, run, gateway):
+        url, calls = gateway
+        assert run("payments", "show", "pay_1", "--url", url, MINI_VISA_API_KEY="mvk_secret\n").code == 0
+        assert calls[-1]["authorization"] == "Bearer mvk_secret"
+        ran = run("payments", "show", "pay_1", "--url", url, MINI_VISA_API_KEY="mvk_sec\nret")
+        assert ran.code == 1 and "ret" not in ran.out + ran.err.replace("secret", "")
+        assert "mini-visa keys create" in ran.err and len(calls) == 1
+
+    @pytest.mark.parametrize("letter", ["0/²", "0/" + "9" * 5000, "1", "/", "0/-1"])
+    def test_a_letter_has_a_partition_and_an_offset(self, run, letter):
+        ran = run("dead-letters", "send-back", "risk", letter)
+        assert ran.code == 2 and "0/17" in ran.err
 
     def test_the_gateway_of_this_home_needs_no_address(self, run, gateway, tmp_path):
         url, calls = gateway
