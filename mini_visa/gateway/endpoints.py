@@ -151,6 +151,7 @@ class Endpoint:
     def __init__(self, gateway: Gateway, route: Route) -> None:
         self._gateway = gateway
         self._route = route
+        self._limit = gateway.reads if route.topic is None else gateway.limit
         self._requests: dict[int, Any] = {}
         self._seconds = gateway.metrics.request_seconds.labels(route.method, route.path)
 
@@ -159,7 +160,7 @@ class Endpoint:
         started = perf_counter()
         gateway, bounded, admitted = self._gateway, self._route.bounded, False
         if bounded:
-            gateway.enter()
+            gateway.enter(self._limit)
         try:
             if bounded:
                 self._admit()
@@ -173,10 +174,10 @@ class Endpoint:
             response = problem_response(_bug(error))
         finally:
             if bounded:
-                gateway.leave()
+                gateway.leave(self._limit)
         seconds = perf_counter() - started
-        if admitted and self._route.topic is not None and response.status in WORKED_ON:
-            gateway.limit.answered(seconds)
+        if admitted and response.status in WORKED_ON:
+            self._limit.answered(seconds)
         self._account_for(response.status, seconds, logged=admitted)
         return response
 
@@ -188,7 +189,7 @@ class Endpoint:
             problem.headers["Connection"] = "close"
             raise problem
         try:
-            gateway.limit.admit(gateway.in_flight)
+            self._limit.admit()
         except Problem:
             gateway.metrics.refused.labels("in_flight").inc()
             raise

@@ -148,10 +148,13 @@ def currency(value: Any) -> str:
 
 
 def ip(value: Any) -> str:
+    text = _string(value)
     try:
-        return str(ip_address(_string(value)))
+        if "%" not in text:  # a zone is any text, and says nothing outside its host
+            return str(ip_address(text))
     except ValueError:
-        raise Invalid("must be an IPv4 or IPv6 address") from None
+        pass
+    raise Invalid("must be an IPv4 or IPv6 address, without a zone")
 
 
 def short_text(most: int) -> Check:

@@ -41,16 +41,18 @@ class InFlight:
         self._reached = False
         self._window: list[float] = []
         self._ends = 0.0
+        self.in_flight = 0
+        """Of the requests that it bounds; who begins and ends them counts."""
 
     @property
     def bound(self) -> int:
         return int(self._bound)
 
-    def admit(self, in_flight: int) -> None:
+    def admit(self) -> None:
         """`in_flight` counts the one that asks. Raises `Problem` 503."""
-        if in_flight >= self._bound:
+        if self.in_flight >= self._bound:
             self._reached = True
-        if in_flight > self._bound:
+        if self.in_flight > self._bound:
             raise busy("busy", "Too many requests at once. Nothing was done: send it again in a moment.")
 
     def answered(self, seconds: float) -> None:

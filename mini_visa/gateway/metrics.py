@@ -41,7 +41,7 @@ class Metrics:
         )
         self.in_flight_max = Gauge(
             "mini_visa_gateway_in_flight_max",
-            "Requests beyond this are answered 503.",
+            "Commands beyond this are answered 503.",
             registry=self.registry,
         )
         self.silent_partitions = Gauge(

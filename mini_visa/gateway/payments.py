@@ -19,7 +19,7 @@ from mini_visa.domain.money import exponent_of
 from mini_visa.domain.payment import Merchant
 from mini_visa.gateway.endpoints import Call
 from mini_visa.gateway.fields import has_decimals, money
-from mini_visa.gateway.problems import not_found
+from mini_visa.gateway.problems import FieldError, bad_input, not_found
 
 
 async def authorize(call: Call) -> Command:
@@ -81,6 +81,8 @@ async def reverse(call: Call) -> Command:
 
 
 async def reverse_by_request(call: Call) -> Command:
+    if call.values["original_request_id"] == call.values["request_id"]:
+        raise bad_input(FieldError("original_request_id", "must not be this request's own request_id"))
     account = call.gateway.card(call.values.pop("pan")).token
     return ReversePayment(**call.envelope(account), original_request_id=call.values["original_request_id"])
 

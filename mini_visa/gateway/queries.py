@@ -30,7 +30,7 @@ async def payment(call: Call) -> Reply:
         age = await read_model.lag_ms()
     if record is None or not call.sees(record.payment.client):
         raise not_found("payment")
-    return view_reply(views.payment_record_view(record.payment, record.events), age)
+    return view_reply(views.payment_record_view(record.payment, record.events, own=call.own), age)
 
 
 async def explanation(call: Call) -> Reply:
@@ -41,7 +41,7 @@ async def explanation(call: Call) -> Reply:
         age = await read_model.lag_ms()
     if record is None or not call.sees(record.payment.client):
         raise not_found("payment")
-    return view_reply(views.explanation_view(record.payment, record.events), age)
+    return view_reply(views.explanation_view(record.payment, record.events, own=call.own), age)
 
 
 async def payments(call: Call) -> Reply:

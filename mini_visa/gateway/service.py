@@ -68,6 +68,8 @@ class Gateway:
         self.recent = Recent()
         self.rate_limit = RateLimit(settings.gateway_rate_per_s, settings.gateway_burst)
         self.limit = InFlight(settings.gateway_in_flight_max, settings.gateway_answer_target_s)
+        self.reads = InFlight(settings.gateway_in_flight_max, 0)
+        """Of their own: reads that wait for what a client has seen elsewhere must not keep out payments."""
         self.in_flight = 0
         self.idle = asyncio.Event()
         """Set while no request is in flight."""
@@ -83,13 +85,15 @@ class Gateway:
             silent = metrics.silent_partitions.labels(group.partition(".")[0])
             silent.set_function(partial(self.vigil.silent_of, group))
 
-    def enter(self) -> None:
-        """A request begins. Every `enter` has its `leave`."""
+    def enter(self, limit: InFlight) -> None:
+        """A request begins that counts for `limit`. Every `enter` has its `leave`."""
         self.in_flight += 1
+        limit.in_flight += 1
         self.idle.clear()
 
-    def leave(self) -> None:
+    def leave(self, limit: InFlight) -> None:
         self.in_flight -= 1
+        limit.in_flight -= 1
         if not self.in_flight:
             self.idle.set()
 

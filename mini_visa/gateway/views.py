@@ -35,8 +35,6 @@ _KINDS: Final = {
     409: "conflict",
     422: "request-id-reused",
 }
-_FIELDS: Final = {400: "amount", 422: "request_id"}
-"""The field at fault: of what passed the gateway, only an amount's decimals can turn out wrong."""
 
 
 def time_view(ms: int) -> str | None:
@@ -181,11 +179,14 @@ def refusal_problem(outcome: Outcome) -> Problem:
     more: dict[str, Any] = {}
     if refusal.state:
         more["state"] = refusal.state
-    if refusal.left is not None:
+    if refusal.left is not None and refusal.currency:
         more["left"] = format_amount(refusal.left, exponent_of(refusal.currency))
         more["currency"] = refusal.currency
-    field = _FIELDS.get(outcome.status)
-    errors = [FieldError(field, refusal.reason)] if field else []
+    errors = []
+    if outcome.status == 400:  # the reason begins with the field's name: amount or limit
+        errors = [FieldError(refusal.reason.partition(" ")[0], refusal.reason)]
+    elif outcome.status == 422:
+        errors = [FieldError("request_id", refusal.reason)]
     kind = _KINDS.get(outcome.status, "refused")
     return Problem(outcome.status, kind, refusal.reason, errors=errors, more=more)
 
@@ -193,8 +194,9 @@ def refusal_problem(outcome: Outcome) -> Problem:
 # -- what happened ------------------------------------------------------------------------------------
 
 
-def event_view(event: Mapping[str, Any], exponent: int) -> dict[str, Any]:
-    """One event of a payment. `event` is as the log has it: without the fields at their defaults."""
+def event_view(event: Mapping[str, Any], exponent: int, *, own: bool) -> dict[str, Any]:
+    """One event of a payment. `event` is as the log has it: without the fields at their defaults. What the
+    card had available comes of payments of others too: who sees only its own (`own`) is not shown it."""
     view: dict[str, Any] = {
         "type": event["type"].partition("/")[0],
         "at": time_view(event["at"]),
@@ -209,7 +211,8 @@ def event_view(event: Mapping[str, Any], exponent: int) -> dict[str, Any]:
         view["seq"] = event["seq"]
         view["amount"] = format_amount(event.get("amount", 0), exponent)
         view["response_code"] = event.get("response_code", "00")
-        view["available_before"] = format_amount(event.get("available_before", 0), exponent)
+        if not own:
+            view["available_before"] = format_amount(event.get("available_before", 0), exponent)
     if "http_status" in event:
         view["http_status"] = event["http_status"]
     for name in ("n", "forced", "reason", "reason_code"):
@@ -218,15 +221,15 @@ def event_view(event: Mapping[str, Any], exponent: int) -> dict[str, Any]:
     return view
 
 
-def payment_record_view(payment: Payment, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def payment_record_view(payment: Payment, log: Sequence[Mapping[str, Any]], *, own: bool) -> dict[str, Any]:
     """The payment with its events, in order."""
     exponent = exponent_of(payment.currency)
-    return {**payment_view(payment), "events": [event_view(event, exponent) for event in log]}
+    return {**payment_view(payment), "events": [event_view(event, exponent, own=own) for event in log]}
 
 
-def explanation_view(payment: Payment, log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Why: the rules that were evaluated and the numbers they saw, what was available before, and where
-    in the log the decision and its reason can be found."""
+def explanation_view(payment: Payment, log: Sequence[Mapping[str, Any]], *, own: bool) -> dict[str, Any]:
+    """Why: the rules that were evaluated and the numbers they saw, what was available before (not `own`, see
+    `event_view`), and where in the log the decision and its reason can be found."""
     exponent = exponent_of(payment.currency)
     decided = next((event for event in log if "payment" in event), None)
     view: dict[str, Any] = {
@@ -240,7 +243,7 @@ def explanation_view(payment: Payment, log: Sequence[Mapping[str, Any]]) -> dict
     }
     if decided is not None:
         code = decided["payment"]["response_code"]
-        account = decided.get("account")
+        account = None if own else decided.get("account")
         view["decision"] = {
             "status": decided["payment"]["status"],
             "response_code": code,

@@ -22,4 +22,5 @@ def test_a_slow_machine_turns_none_of_its_requests_away(
     bound = InFlight(settings.gateway_in_flight_max, settings.gateway_answer_target_s)
     for _ in range(100):
         bound.answered(5.0)
-    bound.admit(CONNECTIONS)
+    bound.in_flight = CONNECTIONS
+    bound.admit()

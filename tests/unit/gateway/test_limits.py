@@ -86,8 +86,9 @@ def work(limit: InFlight, clock: Clock, rate: float, rounds: int, offered: int =
     for _ in range(rounds):
         in_flight = 0
         while in_flight < offered:
+            limit.in_flight = in_flight + 1
             try:
-                limit.admit(in_flight + 1)
+                limit.admit()
             except Problem as problem:
                 assert problem.status == 503 and int(problem.headers["Retry-After"]) >= 1
                 break

@@ -28,6 +28,7 @@ from mini_visa.gateway.views import (
     account_view,
     explanation_view,
     outcome_bytes,
+    payment_record_view,
     payment_view,
     refusal_problem,
     time_view,
@@ -236,12 +237,39 @@ def test_a_reversal_before_its_request_has_no_payment_yet() -> None:
     ],
 )
 def test_a_refusal_is_a_problem(status: int, kind: str, field: str | None) -> None:
-    refusal = Refusal(reason="No.", state="captured", left=1005, currency="KWD")
+    refusal = Refusal(reason="amount is no good.", state="captured", left=1005, currency="KWD")
     problem = refusal_problem(Outcome(status=status, request_id="r1", refusal=refusal))
     body = orjson.loads(problem.body())
-    assert (body["type"], body["status"], body["detail"]) == (f"urn:mini-visa:problem:{kind}", status, "No.")
+    assert (body["type"], body["status"]) == (f"urn:mini-visa:problem:{kind}", status)
+    assert body["detail"] == "amount is no good."
     assert (body["state"], body["left"], body["currency"]) == ("captured", "1.005", "KWD")
     assert [error["field"] for error in body.get("errors", [])] == ([field] if field else [])
+
+
+def test_a_refusal_of_what_has_no_currency_says_nothing_of_what_is_left() -> None:
+    refusal = Refusal(reason="the original was refused: there is nothing to reverse", left=0)
+    body = orjson.loads(refusal_problem(Outcome(status=409, request_id="u", refusal=refusal)).body())
+    assert "left" not in body
+
+
+def test_the_field_at_fault_is_the_one_that_the_reason_is_about() -> None:
+    refusal = Refusal(reason="limit must have exactly 0 decimals: the account is in JPY")
+    body = orjson.loads(refusal_problem(Outcome(status=400, request_id="u", refusal=refusal)).body())
+    assert [error["field"] for error in body["errors"]] == ["limit"]
+
+
+def test_who_sees_only_its_own_payments_is_not_shown_what_the_card_had_available() -> None:
+    event = {
+        "type": "payment_authorized/1", "at": NOON, "partition": 3, "offset": 12, "position": 7, "seq": 2,
+        "available_before": 99_000, "account": {"limit": 100_000},
+        "payment": {"status": "authorized", "response_code": "00"},
+    }  # fmt: skip
+    decision = explanation_view(PAYMENT, [event], own=True)["decision"]
+    assert (decision["available_before"], decision["limit"]) == (None, None)
+    (shown,) = payment_record_view(PAYMENT, [event], own=True)["events"]
+    assert "available_before" not in shown
+    (shown,) = payment_record_view(PAYMENT, [event], own=False)["events"]
+    assert shown["available_before"] == "990.00"
 
 
 def test_an_explanation_has_the_rules_numbers_the_balance_before_and_the_places_in_the_log() -> None:
@@ -267,7 +295,7 @@ def test_an_explanation_has_the_rules_numbers_the_balance_before_and_the_places_
         "available_before": 99_000, "account": {"limit": 100_000},
         "payment": {"status": "declined", "response_code": "65"},
     }  # fmt: skip
-    view = explanation_view(payment, [{"type": "request_refused/1"}, event])
+    view = explanation_view(payment, [{"type": "request_refused/1"}, event], own=False)
     assert view["risk"]["evaluated"] == ["velocity-count/2", "amount/1"]
     (rule,) = view["risk"]["rules"]
     assert (rule["rule"], rule["version"], rule["value"], rule["threshold"]) == ("velocity-count", 2, 11, 10)
