@@ -1,6 +1,7 @@
 """Floors and aims, as data. A floor is what the core must hold; an aim is what speed work is for.
 
-They hold on two shared cores with broker and load generator on them; ratios are taken within one run.
+They hold on two cores: one for the worker that is measured, one for broker and load generator; the whole
+system shares both with them. Ratios are taken within one run.
 """
 
 from __future__ import annotations
