@@ -233,7 +233,15 @@ class Endpoint:
     async def _read(self, request: web.Request, body: Body, started: float) -> dict[str, Any]:
         settings = self._gateway.settings
         deadline = started + settings.gateway_deadline_s
-        data = await read_body(request, settings.gateway_body_bytes_max, deadline)
+        if request.content.is_eof():  # as a rule it came with the head
+            data = await read_body(request, settings.gateway_body_bytes_max, deadline)
+        else:
+            self._gateway.leave(self._limit)  # who is slow to send has no place that others wait for
+            try:
+                data = await read_body(request, settings.gateway_body_bytes_max, deadline)
+            finally:
+                self._gateway.enter(self._limit)
+            self._admit()
         if data and request.content_type != JSON:
             raise Problem(415, "unsupported-media-type", f"Send the body as Content-Type: {JSON}.")
         members = parse_object(data)
@@ -330,7 +338,7 @@ async def read_body(request: web.Request, most: int, deadline: float) -> bytes:
     if (request.content_length or 0) > most:
         raise too_large
     content: StreamReader = request.content
-    if content.is_eof() and content.total_bytes <= most:  # as a rule it came with the head
+    if content.is_eof() and content.total_bytes <= most:
         return content.read_nowait()
     chunks: list[bytes] = []
     size = 0

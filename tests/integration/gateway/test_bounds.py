@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 from mini_visa.domain.commands import CapturePayment, TimeOutReversal
 from mini_visa.settings import Settings
 
-from .conftest import GatewayRunner
+from .conftest import GatewayRunner, until_it_can_be_read_from
 from .downstream import Downstream
 
 
@@ -43,6 +43,41 @@ async def test_requests_beyond_those_in_flight_are_refused_at_once(
         assert (await client.get("/healthz")).status == 200
         again = await client.post("/payments/authorize", json=request())
         assert again.status == 504, "there is room again"
+
+
+async def test_reads_that_wait_keep_out_other_reads_and_no_payment(
+    gateway_for: GatewayRunner, settings: Settings
+) -> None:
+    async with (
+        gateway_for(gateway_in_flight_max=1, gateway_deadline_s=2.0) as client,
+        Downstream(settings, rule=lambda _: None),
+    ):
+        await until_it_can_be_read_from(client)
+        wait = {"Consistency-Token": "0:999999999999999999"}
+        waiting = asyncio.create_task(client.get("/payments/pay_1abc_7", headers=wait))
+        await asyncio.sleep(0.3)
+        assert (await client.get("/payments/pay_1abc_7")).status == 503
+        assert (await client.post("/payments/authorize", json=request())).status == 504, "it was let in"
+        assert (await waiting).status == 504
+
+
+async def test_who_is_slow_to_send_has_no_place_that_others_wait_for(
+    gateway_for: GatewayRunner, settings: Settings
+) -> None:
+    async with (
+        gateway_for(gateway_in_flight_max=1, gateway_deadline_s=1.0) as client,
+        Downstream(settings, rule=lambda _: None),
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        writer.write(
+            b"POST /payments/authorize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 100\r\n\r\n{"
+        )
+        await writer.drain()
+        await asyncio.sleep(0.3)
+        assert (await client.post("/payments/authorize", json=request())).status == 504, "it was let in"
+        assert (await reader.readline()).split()[1] == b"408"
+        writer.close()
 
 
 async def test_a_client_that_sends_too_much_is_told_when_to_go_on(gateway_for: GatewayRunner) -> None:
