@@ -44,7 +44,7 @@ TABLE_BYTES: Final = 1_000
 SQL_BYTES: Final = 4_600
 """Of one payment in the read model, indexes included."""
 WORKER_MIB: Final = 750
-"""Of a busy authorization worker with four partitions; the others take less."""
+"""More than a busy authorization worker with four partitions takes, which is the largest."""
 GATEWAY_MIB: Final = 200
 RESTORE_ROWS_PER_S: Final = 250_000
 ROWS: Final = 1
