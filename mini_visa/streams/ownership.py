@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
@@ -40,6 +40,8 @@ from mini_visa.streams.wire import Chunk, Wire
 from mini_visa.transactions import GRACE_S, finish, hanging
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FETCH_BYTES_MAX: Final = 1 << 20
 FETCH_WAIT_MS: Final = 1_000
@@ -215,14 +217,14 @@ class Ownership:
         committed = await self._wire.committed(self.plan.group, self._source)
         first, end = await self._wire.bounds(self._source)
         path = self.plan.state / str(self.partition)
-        self._store = await asyncio.to_thread(RocksStore, path, self.plan.settings.rocksdb_memory_bytes)
+        self._store = await _whole(lambda: RocksStore(path, self.plan.settings.rocksdb_memory_bytes))
         restored = await self._restore(self._store)
         progress = self._store.progress()
         if not self._agrees(progress, committed) and restored.from_disk:
             log.warning(
                 "%s: %s; restoring from an empty store", self.name, self._mismatch(progress, committed)
             )
-            await asyncio.to_thread(self._store.wipe)
+            await _whole(self._store.wipe)
             restored = await self._restore(self._store)
             progress = self._store.progress()
         forgotten = self._forgotten(progress, committed)
@@ -320,7 +322,7 @@ class Ownership:
             reason = self._stale(applied, first, end)
             if reason:
                 log.warning("%s: %s; restoring from an empty store", self.name, reason)
-                await asyncio.to_thread(store.wipe)
+                await _whole(store.wipe)
                 applied, from_disk = None, False
         position = first if applied is None else applied.offset + 1
         self._applied_offset = position - 1
@@ -578,6 +580,17 @@ class Ownership:
         if state is not State.RELEASED:
             metrics.STATE.labels(*where, state).set(1)
         self.state = state
+
+
+async def _whole(work: Callable[[], T]) -> T:
+    """`work` in a thread, to its end also when this is cancelled: the directory's next owner must not find
+    a thread at work in it."""
+    working = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await working
+        raise
 
 
 @dataclass(frozen=True, slots=True)

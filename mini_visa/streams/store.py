@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +15,8 @@ from typing import Final
 import msgspec
 import rocksdict
 from msgspec.structs import replace
+
+log = logging.getLogger(__name__)
 
 PROGRESS_KEY: Final = b"\x00progress"
 """In changelog and store. No table's rows start with a zero byte: a table's name is not empty."""
@@ -120,22 +124,31 @@ class RocksStore:
     get: Callable[[bytes], bytes | None]
 
     def __init__(self, path: Path, memory_bytes: int) -> None:
-        """Raises `StoreUnavailable` when another process, or another owner in this one, has it open."""
+        """Empty when what is on the disk is damaged: the changelog has it all. Raises `StoreUnavailable` when
+        another process, or another owner in this one, has it open, or the disk does not let us."""
         self.path = path
+        self._gone = path.with_name(f"{path.name}.gone")
         self._memory_bytes = memory_bytes
         self._database = self._open()
         self.get = self._database.get
+        shutil.rmtree(self._gone, ignore_errors=True)
 
     def _open(self) -> rocksdict.Rdict:
-        self.path.mkdir(parents=True, exist_ok=True)
+        damaged = False
         deadline = time.monotonic() + self.LOCK_WAIT_S
         while True:
+            self.path.mkdir(parents=True, exist_ok=True)
             try:
                 options = _options(self._memory_bytes)
                 # Of a database that exists, rocksdict takes the default column family's options from its last
                 # OPTIONS file unless they are passed as such: no Bloom filter, and a block cache of 8 MB.
                 return rocksdict.Rdict(str(self.path), options, {"default": options})
             except Exception as error:
+                if not damaged and _is_damage(str(error)):
+                    damaged = True
+                    log.warning("the tables in %s are damaged: %s; opened empty", self.path, error)
+                    self._discard()
+                    continue
                 if "lock" not in str(error).lower() or time.monotonic() > deadline:
                     raise StoreUnavailable(
                         f"cannot open the tables in {self.path}: {error}. Is another worker using this "
@@ -175,13 +188,28 @@ class RocksStore:
     def wipe(self) -> None:
         """Empty: the changelog has it all."""
         self.close()
-        shutil.rmtree(self.path)
+        self._discard()
         self._database = self._open()
         self.get = self._database.get
 
+    def _discard(self) -> None:
+        """Take the files out of the way at once, then delete them: who dies in the middle leaves no half of a
+        database under the name of a whole one."""
+        if self._gone.exists():
+            shutil.rmtree(self._gone)
+        self.path.rename(self._gone)
+        shutil.rmtree(self._gone)
+
     def close(self) -> None:
         """Give up RocksDB's lock. A handle that is only dropped keeps it."""
-        self._database.close()
+        with contextlib.suppress(rocksdict.DbClosedError):  # a wipe that failed has closed it before
+            self._database.close()
+
+
+def _is_damage(error: str) -> bool:
+    """Files are missing, or not as they were written. A lock, a full disk, a right that is missing or a limit
+    of open files are no damage: the rows are all there, and to wipe them would mend nothing."""
+    return "/LOCK:" not in error and ("Corruption" in error or "No such file or directory" in error)
 
 
 def _within(

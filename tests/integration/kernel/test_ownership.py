@@ -392,6 +392,38 @@ async def test_a_store_that_may_have_missed_deletions_is_wiped(bench: Bench) -> 
     assert owner.next_offset == 50
 
 
+async def test_a_rebalance_in_the_middle_of_a_wipe_waits_for_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Points 15, 16: a thread that goes on deleting after a release deletes what the next owner opens."""
+    await fill(bench, range(50))
+    store = RocksStore(store_path(bench), 64 << 20)
+    applied = store.applied()
+    assert applied is not None
+    store.write([], None, Applied(applied.offset, 1, applied.identity))  # too old to be carried on from
+    store.close()
+    deleting, rmtree = asyncio.Event(), shutil.rmtree
+    loop = asyncio.get_running_loop()
+
+    def slow(path: Path, **options: Any) -> None:
+        if path.exists():
+            loop.call_soon_threadsafe(deleting.set)
+            time.sleep(0.5)
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    given_up = Ownership(await bench.plan(), 0, bench.failures)
+    acquiring = asyncio.create_task(given_up.acquire(lambda: True))
+    await asyncio.wait_for(deleting.wait(), WAIT_S)
+    acquiring.cancel()
+    await asyncio.gather(acquiring, return_exceptions=True)
+    await given_up.release()
+    owner = await bench.acquire()
+    assert owner.next_offset == 50 and len(await rows_of(owner)) == 23
+    await retire(owner)
+    assert store_path(bench).is_dir() and not bench.failures
+
+
 async def test_a_recreated_changelog_is_refused(bench: Bench) -> None:
     """Points 3, 16: the tables are gone and the offsets say they should not be."""
     lab = bench.laboratory
