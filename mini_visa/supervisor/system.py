@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -35,6 +36,8 @@ DEATHS_MAX: Final = 10
 DEATHS_WINDOW_S: Final = 60.0
 UNREADY_DEATHS_MAX: Final = 3
 """In a row, without having been ready in between: what is wrong will not go away by itself."""
+NURSERIES_MAX: Final = 3
+"""So many in a row that ended or did not answer before they had started a service: neither will the next."""
 RESTART_DELAY_MAX_S: Final = 5.0
 LOG_CHECK_INTERVAL_S: Final = 5.0
 
@@ -190,7 +193,10 @@ class System:
         if self.backbone.pid is not None:
             self.broker_pids.append(self.backbone.pid)
         self._set_broker(State.READY)
-        self._tasks = [asyncio.create_task(self._keep(part)) for part in self.parts]
+        for part in self.parts:
+            keeping = asyncio.create_task(self._keep(part))
+            keeping.add_done_callback(partial(self._kept, part))
+            self._tasks.append(keeping)
         self._tasks.append(asyncio.create_task(self._bound_logs()))
         self._tasks.append(asyncio.create_task(self._watch_backbone()))
         everything = asyncio.gather(*(part.ready.wait() for part in self.parts))
@@ -252,6 +258,7 @@ class System:
 
     async def _keep(self, part: Part) -> None:
         """Start the service, and again whenever it ends, until the system stops."""
+        lost = 0
         while not self._stopping.is_set():
             begun = time.monotonic()
             part.state = State.STARTING if part.starts == 0 else State.RESTARTING
@@ -263,9 +270,13 @@ class System:
                 child = await self.nursery.fork(
                     part.service.name, part.service.command, self._environment(part), part.log
                 )
-            except NurseryLost:
+            except NurseryLost as error:
+                lost += 1
+                if lost == NURSERIES_MAX:
+                    self._fail(part, f"could not be started {lost} times ({error})")
+                    return
                 continue
-            part.child = child
+            lost, part.child = 0, child
             self._publish()
             await self._until_ready(part, child, begun)
             await child.ended.wait()
@@ -279,6 +290,12 @@ class System:
             if delay_s is None:
                 return
             await asyncio.sleep(delay_s)
+
+    def _kept(self, part: Part, keeping: asyncio.Task[None]) -> None:
+        """A service that nobody starts again is the system's failure, and not only this task's."""
+        error = None if keeping.cancelled() else keeping.exception()
+        if error is not None:
+            self._fail(part, f"cannot be kept running: {error!r}")
 
     def _after_death(self, part: Part, was_ready: bool) -> float | None:
         """Seconds to wait before the next start; None when there will be none."""

@@ -19,7 +19,7 @@ CLOSE_TIMEOUT_S: Final = 5.0
 
 
 class NurseryLost(RuntimeError):
-    """The nursery ended unasked: its services ended with it."""
+    """The nursery ended unasked, and its services with it; or it does not answer."""
 
 
 class Child:
@@ -41,6 +41,8 @@ class WarmNursery:
     def __init__(self, log: Path) -> None:
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._opening = asyncio.Lock()
+        """When a nursery is lost, every service asks for the next one at the same moment."""
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._children: dict[int, Child] = {}
@@ -50,29 +52,30 @@ class WarmNursery:
 
     async def open(self) -> None:
         """Start a nursery unless there is one. Returns at once: it warms up beside the caller's work."""
-        if self._process is not None:
-            return
-        ours, theirs = socket.socketpair()
-        with self._log.open("ab") as log:
-            # From the main thread: on Linux the nursery lives as long as the thread that starts it.
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - it must be this thread
-                nursery.command(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        theirs.close()
-        self.pids.append(self._process.pid)
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._reading = asyncio.create_task(self._read(reader))
+        async with self._opening:
+            if self._process is not None:
+                return
+            ours, theirs = socket.socketpair()
+            with self._log.open("ab") as log:
+                # From the main thread: on Linux the nursery lives as long as the thread that starts it.
+                self._process = subprocess.Popen(  # noqa: ASYNC220 - it must be this thread
+                    nursery.command(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            theirs.close()
+            self.pids.append(self._process.pid)
+            reader, self._writer = await asyncio.open_connection(sock=ours)
+            self._reading = asyncio.create_task(self._read(reader))
 
     async def fork(
         self, name: str, arguments: tuple[str, ...], environment: dict[str, str], log: Path
     ) -> Child:
         """A process of its own that runs `mini-visa ARGUMENTS`, its output in `log`. Raises
-        `NurseryLost` when the nursery ended meanwhile: try again."""
+        `NurseryLost` when the nursery ended meanwhile, or does not answer: try again."""
         await self.open()
         assert self._writer is not None
         assert name not in self._starting, f"{name} is being started already"
@@ -81,6 +84,8 @@ class WarmNursery:
         try:
             self._send(start=name, arguments=arguments, environment=environment, log=str(log))
             return await asyncio.wait_for(future, FORK_TIMEOUT_S)
+        except TimeoutError:
+            raise NurseryLost(f"no answer for {FORK_TIMEOUT_S:.0f} s; see {self._log}") from None
         finally:
             self._starting.pop(name, None)
 
@@ -122,12 +127,15 @@ class WarmNursery:
                     future = self._starting.get(report["started"])
                     if future is not None and not future.done():
                         future.set_result(child)
+                    else:  # asked for again meanwhile, or not wanted any more: a service runs once
+                        self.signal(child, signal.SIGKILL)
                 elif "ended" in report:
                     self._children.pop(report["ended"]).end(report["code"])
-        if self._process is not None:
-            process, self._process = self._process, None
+        process = self._process
+        if process is not None:
             process.kill()
-            await asyncio.to_thread(process.wait)
+            await asyncio.to_thread(process.wait)  # its services have ended then, too
+            self._process = None
             self._lost()
 
     def _lost(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mini_visa.supervisor import warm
 from mini_visa.supervisor.warm import Child, NurseryLost, WarmNursery
 
 WAIT_S = 60.0
@@ -47,14 +48,16 @@ def gone_within(pid: int, seconds: float) -> bool:
     return True
 
 
-async def fork(nursery: WarmNursery, tmp_path: Path, *arguments: str, **environment: str) -> Child:
-    return await nursery.fork("part", arguments, environment, tmp_path / "part.log")
+async def fork(
+    nursery: WarmNursery, tmp_path: Path, *arguments: str, name: str = "part", **environment: str
+) -> Child:
+    return await nursery.fork(name, arguments, environment, tmp_path / f"{name}.log")
 
 
-async def a_gateway(nursery: WarmNursery, tmp_path: Path) -> Child:
+async def a_gateway(nursery: WarmNursery, tmp_path: Path, name: str = "part") -> Child:
     """A service that stays: it waits for a Kafka that is not there."""
     return await fork(
-        nursery, tmp_path, "gateway",
+        nursery, tmp_path, "gateway", name=name,
         MINI_VISA_HOME=str(tmp_path), MINI_VISA_BROKER="kafka://127.0.0.1:1", MINI_VISA_GATEWAY_PORT="0",
     )  # fmt: skip
 
@@ -96,6 +99,51 @@ async def test_services_die_with_their_nursery_and_the_next_one_is_born_in_a_new
             await asyncio.sleep(0.02)
     await asyncio.wait_for(other.ended.wait(), WAIT_S)
     assert other.code == 1
+
+
+async def test_all_services_of_a_lost_nursery_are_born_again_in_one_new_one(nursery, tmp_path):
+    """They ask for it at the same moment, some before the loss is noticed."""
+
+    async def again(name: str) -> Child:
+        while True:
+            try:
+                return await a_gateway(nursery, tmp_path, name)
+            except NurseryLost:
+                continue
+
+    first = await asyncio.gather(*(a_gateway(nursery, tmp_path, name) for name in "abc"))
+    os.kill(nursery.pids[0], signal.SIGKILL)
+    await first[0].ended.wait()
+    second = await asyncio.wait_for(asyncio.gather(*map(again, "abc")), WAIT_S)
+    os.kill(
+        next(pid for pid in nursery.pids[1:] if pid not in {child.pid for child in first}), signal.SIGKILL
+    )
+    third = await asyncio.wait_for(asyncio.gather(*map(again, "abc")), WAIT_S)
+    assert all(child.code == -signal.SIGKILL and gone_within(child.pid, WAIT_S) for child in first + second)
+    assert all(child.code is None and is_alive(child.pid) for child in third)
+    assert len(nursery.pids) == 3 + 9
+
+
+async def test_a_service_that_a_slow_nursery_is_asked_for_twice_runs_once(nursery, tmp_path, monkeypatch):
+    await a_gateway(nursery, tmp_path, "other")  # it is warm
+    os.kill(nursery.pids[0], signal.SIGSTOP)
+    with monkeypatch.context() as patched:
+        patched.setattr(warm, "FORK_TIMEOUT_S", 0.1)
+        with pytest.raises(NurseryLost, match="no answer"):
+            await a_gateway(nursery, tmp_path)
+    asking = asyncio.create_task(a_gateway(nursery, tmp_path))
+    await asyncio.sleep(0.1)
+    os.kill(nursery.pids[0], signal.SIGCONT)
+    child = await asyncio.wait_for(asking, WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while len(nursery.pids) < 4:
+        assert time.monotonic() < deadline, "both requests are answered"
+        await asyncio.sleep(0.02)
+    (second,) = set(nursery.pids[2:]) - {child.pid}
+    while is_alive(second):
+        assert time.monotonic() < deadline, "it runs twice"
+        await asyncio.sleep(0.02)
+    assert child.code is None and is_alive(child.pid)
 
 
 async def test_services_die_with_the_nursery_that_is_closed(tmp_path):
