@@ -179,7 +179,9 @@ class Runtime:
                     await producer.send(
                         self.plan.source, value, key=b"", partition=partition, timestamp_ms=now
                     )
-                    for partition, ownership in self.ownerships.items()
+                    for partition, ownership in list(
+                        self.ownerships.items()
+                    )  # a rebalance may come in between
                     if ownership.state is State.RUNNING
                 ]
                 await asyncio.gather(*waiting)
