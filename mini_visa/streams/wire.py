@@ -74,7 +74,8 @@ def unpack(
         while pending and pending[-1][1] <= batch.base_offset:
             dead.add(pending.pop()[0])
         if batch.is_control_batch:
-            if ControlRecord.parse(next(iter(batch)).key) == ABORT_MARKER:
+            marker = next(iter(batch), None)  # None: the cleaner keeps a producer's last batch, but empty
+            if marker is not None and ControlRecord.parse(marker.key) == ABORT_MARKER:
                 dead.discard(batch.producer_id)
         elif not (batch.is_transactional and batch.producer_id in dead):
             if batch.base_offset >= position:

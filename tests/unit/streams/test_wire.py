@@ -31,6 +31,14 @@ def marker(base: int, producer: int, kind: int) -> bytes:
     return _placed(data, base, 0)
 
 
+def cleaned(data: bytes) -> bytes:
+    """`data` as the log cleaner keeps a producer's last batch: its header alone, and no record in it."""
+    header = bytearray(data[:61])
+    header[8:12] = struct.pack(">i", 61 - 12)
+    header[57:61] = struct.pack(">i", 0)
+    return _placed(header, *struct.unpack(">q", data[:8]), 0)
+
+
 def _placed(data: bytearray, base: int, gap: int) -> bytes:
     from aiokafka.record._crc32c import crc as crc32c
 
@@ -87,6 +95,19 @@ def test_records_before_the_position_are_left_out() -> None:
 def test_a_gap_of_compaction_moves_the_position() -> None:
     chunk = unpack(batch(0, [b"a"], gap=9), None, 0, 10, "t")
     assert values(chunk) == [b"a"] and chunk.next_offset == 10
+
+
+@pytest.mark.parametrize("kind", [ABORT, COMMIT])
+def test_what_the_cleaner_has_emptied_is_passed_over(kind: int) -> None:
+    data = (
+        cleaned(batch(0, [b"gone"], producer=7, transactional=True))
+        + cleaned(marker(1, 7, kind))
+        + batch(2, [b"a"], producer=8, transactional=True)
+        + marker(3, 8, COMMIT)
+        + cleaned(marker(4, 9, kind))
+    )
+    chunk = unpack(data, None, 0, 5, "t")
+    assert values(chunk) == [b"a"] and chunk.next_offset == 5
 
 
 def test_a_batch_that_is_cut_off_is_left_for_the_next_fetch() -> None:
