@@ -214,6 +214,7 @@ class Ownership:
         if faults.ARMED:
             await faults.reach("fenced")
         self._become(State.RESTORING)
+        await self._same_logs()
         committed = await self._wire.committed(self.plan.group, self._source)
         first, end = await self._wire.bounds(self._source)
         path = self.plan.state / str(self.partition)
@@ -286,16 +287,25 @@ class Ownership:
     def _mismatch(self, progress: Progress | None, committed: int | None) -> str:
         group = self.plan.group
         if progress is not None and progress.identity != self.plan.identity:
-            return (
-                f"{self.name}: its tables are of other logs than this cluster has (cluster, source topic or "
-                f"changelog were made anew). To start over, delete the changelog topic {self.plan.changelog} "
-                f"and the group {group}; to keep the tables, bring the former topics back"
-            )
+            return self._other_logs()
         if self._forgotten(progress, committed):
             return self._differ(progress, committed)
         return (
             f"{self._differ(progress, committed)}. The changelog topic {self.plan.changelog} has lost its "
             f"records: restore it, or delete the group {group} to process the source from its beginning"
+        )
+
+    async def _same_logs(self) -> None:
+        """The names mean the logs that they meant when this worker started, or the process ends: a topic that
+        was deleted and made again under a running worker has offsets that are of other records."""
+        if await self._wire.identity(self.plan.source, self.plan.changelog) != self.plan.identity:
+            raise Fatal(self._other_logs())
+
+    def _other_logs(self) -> str:
+        return (
+            f"{self.name}: its tables are of other logs than this cluster has (cluster, source topic or "
+            f"changelog were made anew). To start over, delete the changelog topic {self.plan.changelog} "
+            f"and the group {self.plan.group}; to keep the tables, bring the former topics back"
         )
 
     def _differ(self, progress: Progress | None, committed: int | None) -> str:
@@ -376,7 +386,13 @@ class Ownership:
 
     def _fetch_changelog(self, position: int) -> asyncio.Task[Chunk]:
         return asyncio.create_task(
-            self._wire.fetch(self._changelog, position, bytes_max=FETCH_BYTES_MAX, wait_ms=FETCH_WAIT_MS)
+            self._wire.fetch(
+                self._changelog,
+                position,
+                bytes_max=FETCH_BYTES_MAX,
+                wait_ms=FETCH_WAIT_MS,
+                interrupted=self._same_logs,
+            )
         )
 
     def _stale(self, applied: Applied, first: int, end: int) -> str | None:
@@ -406,9 +422,14 @@ class Ownership:
                 await self._room.wait()
             try:
                 chunk = await self._wire.fetch(
-                    self._source, position, bytes_max=bytes_max, wait_ms=FETCH_WAIT_MS
+                    self._source,
+                    position,
+                    bytes_max=bytes_max,
+                    wait_ms=FETCH_WAIT_MS,
+                    interrupted=self._same_logs,
                 )
             except OffsetOutOfRangeError:
+                await self._same_logs()
                 raise Fatal(self._out_of_range(*await self._wire.bounds(self._source))) from None
             assert chunk.start == position <= chunk.next_offset, f"{self.name}: fetched out of turn"
             self._lag.set(chunk.end - chunk.next_offset)
@@ -505,7 +526,13 @@ class Ownership:
         if faults.ARMED:
             await faults.reach("committed")
         # An unknown offset (-1) leaves the former one: applying rows again that are there is harmless.
-        self._applied_offset = max(self._applied_offset, last)
+        if last >= 0:
+            if last <= self._applied_offset:
+                raise Fatal(
+                    f"{self._other_logs()}. A batch was committed at offset {last} of the changelog, where "
+                    f"{self._applied_offset} was before"
+                )
+            self._applied_offset = last
         self._store.write(result.changes, progress, self._applied())
         if faults.ARMED:
             await faults.reach("stored")

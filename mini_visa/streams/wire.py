@@ -26,6 +26,7 @@ from aiokafka.structs import TopicPartition
 
 from mini_visa.streams import transaction_wire
 from mini_visa.streams.poison import Fatal
+from mini_visa.streams.store import Identity
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +225,18 @@ class Wire:
 
         return await self._persist("describe topics", ask)
 
+    async def identity(self, source: str, changelog: str) -> Identity:
+        """Which logs these names mean now. A topic that is not known is waited for, as a leader is."""
+
+        async def ask() -> Identity:
+            cluster, found = await self.topics([source, changelog])
+            for name in (source, changelog):
+                if name not in found:
+                    raise errors.UnknownTopicOrPartitionError(name)
+            return Identity(cluster, found[source].id, found[changelog].id)
+
+        return await self._persist("identities", ask)
+
     async def bounds(self, partition: TopicPartition) -> tuple[int, int]:
         """First offset and end (the next record's) of a partition's log, uncommitted records included."""
         return await self._offset(partition, EARLIEST), await self._offset(partition, LATEST)
@@ -252,10 +265,20 @@ class Wire:
 
         return await self._persist(f"committed offset of {group}", ask)
 
-    async def fetch(self, partition: TopicPartition, offset: int, *, bytes_max: int, wait_ms: int) -> Chunk:
+    async def fetch(
+        self,
+        partition: TopicPartition,
+        offset: int,
+        *,
+        bytes_max: int,
+        wait_ms: int,
+        interrupted: Callable[[], Awaitable[None]] | None = None,
+    ) -> Chunk:
         """Committed records from `offset` on, as soon as there is one, or none after `wait_ms`.
 
-        Raises `OffsetOutOfRangeError` when the log does not hold `offset`: never jumps.
+        `interrupted` is called before an answer that had to be asked for again is given: meanwhile the name
+        may have become another log's. Raises `OffsetOutOfRangeError` when the log does not hold `offset`:
+        never jumps.
         """
 
         async def ask() -> Chunk:
@@ -273,7 +296,7 @@ class Wire:
             aborted = answer[5] if response.API_VERSION >= 5 else answer[4]
             return unpack(answer[-1] or b"", aborted, offset, answer[3], partition)
 
-        return await self._persist(f"fetch {partition}", ask)
+        return await self._persist(f"fetch {partition}", ask, interrupted)
 
     def _any_node(self) -> int:
         node = self._client.get_random_node()
@@ -288,13 +311,21 @@ class Wire:
             raise errors.LeaderNotAvailableError(str(partition))
         return int(leader)
 
-    async def _persist(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+    async def _persist(
+        self,
+        what: str,
+        ask: Callable[[], Awaitable[T]],
+        interrupted: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
         """Ask until there is an answer: brokers restart and leaders move. Raises after `GIVE_UP_S`."""
         deadline = time.monotonic() + GIVE_UP_S
-        complained = False
+        again, complained = False, False
         while True:
             try:
-                return await ask()
+                answer = await ask()
+                if again and interrupted is not None:
+                    await interrupted()
+                return answer
             except errors.KafkaError as error:
                 passing = (
                     error.retriable
@@ -303,6 +334,7 @@ class Wire:
                 )
                 if not passing or time.monotonic() > deadline:
                     raise
+                again = True
                 if not complained and not isinstance(error, errors.LeaderNotAvailableError):
                     log.warning("%s: %r, trying again for %d s", what, error, GIVE_UP_S)
                     complained = True

@@ -506,6 +506,50 @@ async def test_a_recreated_source_is_refused(bench: Bench) -> None:
         await bench.acquire()
 
 
+async def test_a_source_recreated_under_a_worker_is_refused_at_the_next_acquisition(bench: Bench) -> None:
+    """Point 3: its plan is of the former one. Deleting a topic deletes the group's offset too, which looks
+    like one that was forgotten, and the new log is longer than the position."""
+    lab = bench.laboratory
+    plan = await bench.plan()
+    await fill(bench, range(50))
+    await lab.delete_topic(lab.items)
+    await lab.create_topic(lab.items, partitions=1)
+    await lab.put(range(60))
+    with pytest.raises(Fatal, match="were made anew"):
+        await bench.acquire(plan)
+
+
+async def test_a_source_recreated_under_a_fetch_is_refused(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Point 3: the fetch waits for a topic that is gone; the one that comes is another."""
+    lab = bench.laboratory
+    await lab.put(range(50))
+    owner = await bench.acquire()
+    await bench.until(lambda: owner.next_offset == 50)
+    await lab.delete_topic(lab.items)
+    await bench.until(lambda: "trying again" in caplog.text)
+    await lab.create_topic(lab.items, partitions=1)
+    await lab.put(range(60))
+    error = await bench.failures.arrive()
+    assert isinstance(error, Fatal) and "were made anew" in str(error)
+    assert owner.next_offset == 50
+
+
+async def test_a_changelog_recreated_under_a_worker_is_refused(bench: Bench) -> None:
+    """Points 3, 7: a commit that is behind the one before it is in another log, with a part of the rows."""
+    lab = bench.laboratory
+    await lab.put(range(50))
+    owner = await bench.acquire()
+    await bench.until(lambda: owner.next_offset == 50)
+    await lab.delete_topic(lab.changelog())
+    await lab.create_topic(lab.changelog(), partitions=1, cleanup_policy="compact")
+    await lab.put(range(50, 55))
+    error = await bench.failures.arrive()
+    assert isinstance(error, Fatal) and "were made anew" in str(error)
+    assert owner.next_offset == 50
+
+
 async def test_records_deleted_before_they_were_processed_are_refused(bench: Bench) -> None:
     """Point 4: out of range is the end, never a silent jump."""
     lab = bench.laboratory
