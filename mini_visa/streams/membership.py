@@ -87,7 +87,10 @@ class StickyAssignor(AbstractPartitionAssignor):  # type: ignore[misc]
         assert len(topics) == 1, f"members of one group read different topics: {topics}"
         (topic,) = topics
         claims = {name: _claim(member.user_data) for name, member in members.items()}
-        shares = share_out(cluster.partitions_for_topic(topic) or set(), claims)
+        partitions = cluster.partitions_for_topic(topic)
+        if not partitions:  # before anybody is told: static members would keep an assignment of nothing
+            raise Fatal(f"no partitions of {topic} are known to this worker, which has to share them out")
+        shares = share_out(partitions, claims)
         return {
             name: ConsumerProtocolMemberAssignment(self.VERSION, [(topic, partitions)], b"")
             for name, partitions in shares.items()

@@ -6,12 +6,14 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import GroupAuthorizationFailedError, GroupLoadInProgressError, KafkaError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mini_visa.streams import membership
-from mini_visa.streams.membership import Claim, Membership, share_out
+from mini_visa.streams.membership import Claim, Membership, StickyAssignor, share_out
+from mini_visa.streams.poison import Fatal
 
 NEW = Claim(-1, [])
 
@@ -36,6 +38,13 @@ def test_of_two_that_claim_a_partition_the_later_owner_keeps_it() -> None:
 def test_a_member_that_starts_gets_what_is_on_its_disk() -> None:
     shares = share_out(range(4), {"a": Claim(-1, [2, 3]), "b": Claim(-1, [0, 1])})
     assert shares == {"a": [2, 3], "b": [0, 1]}
+
+
+def test_who_does_not_know_the_topic_shares_nothing_out() -> None:
+    """aiokafka ends the join with it, before it tells the members; `Membership` ends the process."""
+    assignor = StickyAssignor(list)
+    with pytest.raises(Fatal, match="no partitions of items"):
+        assignor.assign(ClusterMetadata(), {"a": assignor.metadata(["items"])})
 
 
 CLAIMS = st.dictionaries(
