@@ -179,6 +179,8 @@ class Ownership:
         self._turn = asyncio.Lock()
         """Held during a batch by the run loop, and all the while the partition is parked."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._committing: asyncio.Task[None] | None = None
+        """The last commit. A rebalance that cancels an acquisition leaves it to `release`."""
         self._record_s = 1e-5
         """The handler's time per record, a moving average."""
         processor = plan.processor.name
@@ -511,7 +513,8 @@ class Ownership:
         if faults.ARMED:
             await faults.reach("handled")
         # A cancelled commit still commits. Once begun, commit and store are one: nothing interrupts them.
-        await asyncio.shield(asyncio.create_task(self._commit(result)))
+        self._committing = asyncio.create_task(self._commit(result))
+        await asyncio.shield(self._committing)
 
     async def _commit(self, result: BatchResult) -> None:
         assert self._transactions is not None and self._store is not None and self._execution is not None
@@ -575,13 +578,16 @@ class Ownership:
         self._turn.release()
 
     async def release(self) -> None:
-        """Close in order: tasks, producer, connection, database. Only when parked or not yet running."""
+        """Close in order: tasks, a commit that was left under way, producer, connection, database. Only when
+        parked or not yet running."""
         self._become(State.RELEASING)
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._committing is not None:
+            await self._committing
         if self._transactions is not None:
             await self._transactions.stop()
         await self._wire.stop()

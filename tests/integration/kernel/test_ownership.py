@@ -470,6 +470,45 @@ async def test_a_changelog_behind_the_group_is_refused(bench: Bench) -> None:
         await bench.acquire()
 
 
+@pytest.mark.parametrize("stands", [True, False])
+async def test_a_rebalance_while_the_group_is_told_anew_waits_for_the_commit_and_its_outcome(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, stands: bool
+) -> None:
+    """Points 2, 15: it cancels the acquisition, not the commit; what that ends with is not lost either."""
+    lab = bench.laboratory
+    await fill(bench, range(50))
+    await delete_group(lab)
+    begun, commit = asyncio.Event(), Transactions.commit
+
+    async def late(self: Transactions, *arguments: Any) -> int:
+        begun.set()
+        await asyncio.sleep(0.3)
+        if not stands:
+            raise Fatal("refused")
+        return await commit(self, *arguments)
+
+    given_up = Ownership(await bench.plan(), 0, bench.failures)
+    with monkeypatch.context() as patched:
+        patched.setattr(Transactions, "commit", late)
+        acquiring = asyncio.create_task(given_up.acquire(lambda: True))
+        await asyncio.wait_for(begun.wait(), WAIT_S)
+        acquiring.cancel()
+        await asyncio.gather(acquiring, return_exceptions=True)
+        if not stands:
+            with pytest.raises(Fatal, match="refused"):
+                await given_up.release()
+            assert given_up._transactions is not None and given_up._store is not None
+            await given_up._transactions.stop()
+            await given_up._wire.stop()
+            given_up._store.close()
+            return
+        await given_up.release()
+    assert given_up._told == 50
+    await group_has(lab, 50)
+    owner = await bench.acquire()
+    assert owner.next_offset == 50
+
+
 async def group_has(lab: Laboratory, offset: int) -> None:
     """Returns when the group has it: the coordinator reads its own marker a moment after the commit."""
     deadline = time.monotonic() + WAIT_S
