@@ -59,9 +59,11 @@ PACED_RECORDS: Final = 64
 TELL_S: Final = 0.2
 """The group's offset is behind the partition's progress for no longer than about this."""
 RESTORE_STALL_S: Final = 60.0
-"""A restore that does not advance for so long never will."""
+"""A restore that does not advance for so long never will. With long transactions, mending comes first."""
 MEND_AFTER_S: Final = GRACE_S + 1.0
 """Beyond a transaction's time-out: whatever is open in the changelog for longer has lost its marker."""
+MENDED_S: Final = 30.0
+"""Looking for what hangs and ending it takes less."""
 
 
 class State(StrEnum):
@@ -340,6 +342,7 @@ class Ownership:
         self._applied_offset = position - 1
         records, progressed, mended = 0, time.monotonic(), False
         mend_after_s = self.plan.settings.transaction_timeout_s + MEND_AFTER_S
+        stall_s = max(RESTORE_STALL_S, mend_after_s + MENDED_S)
         counter = metrics.RESTORED.labels(self.plan.processor.name)
         fetching = self._fetch_changelog(position) if position < end else None
         try:
@@ -347,10 +350,10 @@ class Ownership:
                 chunk = await fetching
                 if chunk.next_offset > position:
                     position, progressed = chunk.next_offset, time.monotonic()
-                elif time.monotonic() - progressed > RESTORE_STALL_S:
+                elif time.monotonic() - progressed > stall_s:
                     raise Fatal(
                         f"{self.name}: restoring stands at offset {position} of {end} of "
-                        f"{self._changelog.topic} for {RESTORE_STALL_S:.0f} s: a transaction is open in it. "
+                        f"{self._changelog.topic} for {stall_s:.0f} s: a transaction is open in it. "
                         "mini-visa doctor --repair finds and ends it, where its coordinator has decided it"
                     )
                 elif not mended and time.monotonic() - progressed > mend_after_s:

@@ -201,7 +201,7 @@ class RocksStore:
         shutil.rmtree(self._gone)
 
     def close(self) -> None:
-        """Give up RocksDB's lock. A handle that is only dropped keeps it."""
+        """Give up RocksDB's lock now. One that is only dropped keeps it while anything refers to it."""
         with contextlib.suppress(rocksdict.DbClosedError):  # a wipe that failed has closed it before
             self._database.close()
 
