@@ -107,7 +107,7 @@ class Grounds:
         self.clock_ahead_until = 0.0
         """When the time will have come that requests were given by a clock ahead: monotonic seconds."""
         self._extra: dict[str, Child] = {}
-        self._mounted: set[Path] = set()
+        self.mounted: set[Path] = set()
 
     # -- life
 
@@ -153,7 +153,7 @@ class Grounds:
         broker = self.cluster or self.broker
         assert broker is not None
         await asyncio.to_thread(broker.stop)
-        for path in self._mounted:
+        for path in self.mounted:
             await asyncio.to_thread(subprocess.run, ["umount", "-l", path], check=False)
 
     async def stop_services(self) -> None:
@@ -170,7 +170,7 @@ class Grounds:
             if name == "projection":
                 targets = list(self.home.glob("readmodel.sqlite*"))
             else:
-                targets = list(state.iterdir()) if state in self._mounted else [state]
+                targets = list(state.iterdir()) if state in self.mounted else [state]
             for target in targets:
                 if target.is_dir():
                     shutil.rmtree(target)
@@ -180,7 +180,7 @@ class Grounds:
             self.small_disks.discard(name)
             state.mkdir(parents=True, exist_ok=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", state], check=True)
-            self._mounted.add(state)
+            self.mounted.add(state)
 
     @property
     def _environment_name(self) -> str:
@@ -262,14 +262,14 @@ class Grounds:
             name, ("worker", service), variables, self.home / "logs" / f"{name}.log"
         )
         deadline = time.monotonic() + READY_S_MAX
-        while not await self._is_ready(port):
+        while not await self.is_ready(port):
             assert time.monotonic() < deadline, f"{name} is not ready after {READY_S_MAX:.0f} s"
             if self._extra[name].code is not None:
                 raise RuntimeError(f"{name} ended before it was ready, with {self._extra[name].code}")
             await asyncio.sleep(0.1)
         return name
 
-    async def _is_ready(self, port: int) -> bool:
+    async def is_ready(self, port: int) -> bool:
         try:
             async with asyncio.timeout(2):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -145,7 +145,7 @@ async def _full_disk(scene: Scene, name: str) -> None:
     """The service gets a small disk, which fills up under it; it must end, and go on when there is room."""
     grounds = scene.grounds
     state = grounds.home / "state" / grounds.settings.environment / name
-    if state not in grounds._mounted:
+    if state not in grounds.mounted:
         grounds.wipe.add(name)
         grounds.small_disks.add(name)
         await grounds.end(name, signal.SIGTERM)
@@ -267,7 +267,7 @@ async def _jump(scene: Scene, _: str) -> None:
     file = scene.grounds.home / "clock"
     file.write_text("0")
     with scene.grounds.gateway_with_clock(file) as (process, address):
-        while not await scene.grounds._is_ready(address[1]):
+        while not await scene.grounds.is_ready(address[1]):
             assert process.poll() is None, "the gateway with a clock of its own ended"
             await asyncio.sleep(0.1)
         broker = scene.grounds.address
