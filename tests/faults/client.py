@@ -47,7 +47,9 @@ MERCHANTS: Final = tuple(
     for number in range(40)
     for mcc in ("5411", "5812", "7011", "5542", "5999")
 )
-FINAL: Final = frozenset({200, 400, 404, 409, 422})
+TOLD: Final = frozenset({200, 409})
+"""Statuses that tell the outcome of a decision."""
+FINAL: Final = TOLD | {400, 404, 422}
 TOKEN: Final = b"\r\nConsistency-Token:"
 _SHOWN_OF_ACCOUNT: Final = ("status", "limit", "held", "posted", "available")
 
@@ -141,6 +143,8 @@ class Client:
         """Reads included."""
         self.reads = 0
         self.acknowledged = 0
+        self.refused = 0
+        """Writes that can never succeed, as the answer said: nothing sent here is meant to be such."""
         self.unknown = 0
         """Writes whose outcome was never told."""
         self.reads_given_up = 0
@@ -305,8 +309,7 @@ class Client:
         request = Request(AUTHORIZE, _post(AUTHORIZE, body), card, body)
         status, _ = await self._attempt(request, gone)
         self.requests += 1
-        self.acknowledged += status in (200, 409)
-        self.unknown += status not in FINAL
+        self._count(status)
 
     async def _on(self, path: str, card: Card, method: str = "POST", **body: Any) -> dict[str, Any] | None:
         return await self.send(path, {"request_id": self._id(), **body}, card, method)
@@ -331,16 +334,23 @@ class Client:
             else:
                 status, answer = await self._attempt(request)
             if status in FINAL:
-                self.acknowledged += status in (200, 409)
+                self._count(status)
                 if card.choose.random() < AGAIN:
                     await self._attempt(request)
                 if card.account and card.choose.random() < READS and self._can_look():
                     await self._look(card)
                 return answer if status == 200 else None
             if time.monotonic() > deadline:
-                self.unknown += 1
+                self._count(status)
                 return None
             await self._rest(answer, card)
+
+    def _count(self, status: int) -> None:
+        """What became of a write, in the end."""
+        told = status in TOLD
+        self.acknowledged += told
+        self.refused += status in FINAL and not told
+        self.unknown += status not in FINAL
 
     async def read(self, path: str, card: Card) -> None:
         """GET it until there is an answer. With the newest token of its account, as a rule: then the answer

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Self
 
+import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -372,7 +373,7 @@ class Grounds:
         while time.monotonic() < deadline:
             try:
                 why = await self._unrest()
-            except (KafkaError, OSError, sqlite3.Error) as error:
+            except (KafkaError, OSError, sqlite3.Error, asyncpg.PostgresError) as error:
                 why = f"{type(error).__name__}: {error}"
             if not why:
                 return
@@ -404,7 +405,6 @@ class Grounds:
                         "SELECT count(*) FROM payment_events WHERE type = ?", (kind,)
                     ).fetchone()[0]
                 )
-        import asyncpg
 
         async def ask(url: str) -> int:
             connection = await asyncpg.connect(url, server_settings={"search_path": LIVE})

@@ -73,17 +73,24 @@ class Report:
     """Reads without an answer: the read model was away or behind for too long."""
     acknowledged: int = 0
     """Writes with an outcome, refusals of the domain included."""
+    refused: int = 0
+    """Writes of which the answer says that they can never succeed."""
     unknown: int = 0
-    """Writes without one."""
+    """Writes without an outcome."""
     zombies: Counter[str] = field(default_factory=Counter)
     fences: Fences = field(default_factory=lambda: Fences(0, 0, 0, []))
     faults: list[Done] = field(default_factory=list)
-    lost: int = 0
-    duplicated: int = 0
+    lost: int | None = None
+    """None: nothing was audited."""
+    duplicated: int | None = None
     violations: list[str] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     audit: dict[str, Any] = field(default_factory=dict)
-    home: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    def ends(self) -> None:
+        """The load has ended: what comes then is no time of the run's."""
+        self.minutes = self.minutes or (time.monotonic() - self.began) / 60
 
     @property
     def recovery_s(self) -> dict[str, dict[str, float]]:
@@ -106,6 +113,7 @@ class Report:
             "reads_given_up": self.reads_given_up,
             "attempts": self.attempts,
             "acknowledged": self.acknowledged,
+            "refused": self.refused,
             "unknown": self.unknown,
             "faults": dict(sorted(Counter(fault.kind for fault in self.faults).items())),
             "lost": self.lost,
@@ -125,7 +133,28 @@ class Report:
                 for fault in self.faults
             ],
             "looked_at": {check["name"]: check["looked_at"] for check in self.audit.get("checks", [])},
+            "left_out": {
+                check["name"]: why for check in self.audit.get("checks", []) if (why := _left_out(check))
+            },
         }
+
+    def takes(self, audit: dict[str, Any]) -> None:
+        """What the auditor says. It must have looked at every outcome that the client was told; where
+        requests were cut off in the end, some of theirs may be in the history and not in its count."""
+        self.audit = audit
+        self.lost, self.duplicated = audit["lost"], audit["duplicated"]
+        for check in audit["checks"]:
+            self.violations += [f"{check['name']}: {example}" for example in check["examples"]]
+            if check["wrong"] > len(check["examples"]):
+                more = check["wrong"] - len(check["examples"])
+                self.violations.append(f"{check['name']}: {more} more like these")
+        told = self.acknowledged + self.refused
+        cut_off = self.requests - self.reads - told - self.unknown
+        looked_at = next(one["looked_at"] for one in audit["checks"] if one["name"] == "acknowledged-once")
+        if not told <= looked_at <= told + cut_off:
+            self.violations.append(
+                f"audit: it looked at {looked_at} acknowledged requests, the client was told of {told}"
+            )
 
     def markdown(self) -> str:
         lines = [
@@ -133,8 +162,10 @@ class Report:
             "",
             f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests in "
             f"{self.attempts:,} attempts. {self.reads:,} are reads ({self.reads_given_up:,} given up); "
-            f"of the writes {self.acknowledged:,} were acknowledged and {self.unknown:,} left unknown. "
-            f"Lost: {self.lost}. Twice: {self.duplicated}. Violations: {len(self.violations)}.",
+            f"of the writes {self.acknowledged:,} were acknowledged, {self.refused:,} refused for good and "
+            f"{self.unknown:,} left unknown. "
+            f"Lost: {_counted(self.lost)}. Twice: {_counted(self.duplicated)}. "
+            f"Violations: {len(self.violations)}.",
             "",
             "Attempts by status (0: no answer): "
             + ", ".join(f"{status}: {count:,}" for status, count in sorted(self.statuses.items())),
@@ -172,9 +203,14 @@ class Report:
             + f". Of {self.fences.batches:,} batches of {self.fences.producers} producers in the broker's "
             f"files, {len(self.fences.stale)} came after a successor's.",
         ]
-        lines += ["", "## Audit", "", "| check | looked at | wrong |", "|---|---|---|"]
+        lines += ["", "## Audit", ""]
+        if self.audit:
+            lines += ["| check | looked at | wrong | left out |", "|---|---|---|---|"]
+        else:
+            lines.append("There was none: whether anything was lost or done twice is not known.")
         for check in self.audit.get("checks", []):
-            lines.append(f"| {check['says']} | {check['looked_at']:,} {check['unit']} | {check['wrong']:,} |")
+            looked_at = f"{check['looked_at']:,} {check['unit']}"
+            lines.append(f"| {check['says']} | {looked_at} | {check['wrong']:,} | {_left_out(check)} |")
         lines += ["", *(f"- {violation}" for violation in self.violations)]
         return "\n".join(lines) + "\n"
 
@@ -184,6 +220,15 @@ def portable(text: str, home: Path) -> str:
     for place, name in ((home, "HOME"), (sys.prefix, "PYTHON"), (sys.base_prefix, "PYTHON"), (ROOT, ".")):
         text = text.replace(str(place), name)
     return text
+
+
+def _left_out(check: dict[str, Any]) -> str:
+    """Why the auditor did not look at all of it; "" when it did."""
+    return str(check.get("skipped") or check.get("partly") or "")
+
+
+def _counted(number: int | None) -> str:
+    return "not audited" if number is None else f"{number:,}"
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -215,13 +260,11 @@ class Plan:
     quiet_s: float = QUIET_S
 
 
-async def run(plan: Plan, home: Path, console: Console) -> Report:
-    """Everything from the start to the audit."""
-    report = Report(plan.seed, home=str(home))
+async def run(plan: Plan, home: Path, report: Report, console: Console) -> None:
+    """Everything from the start to the audit. Whatever ends it, `report` has what was done until then."""
     choose = random.Random(plan.seed)
     history = home / "history.jsonl"
     jars = Settings().home / "broker"
-    began = time.monotonic()
     async with Grounds(home, jars, brokers=plan.brokers, postgresql=plan.postgresql) as grounds:
         client = Client(
             grounds.gateway,
@@ -230,43 +273,15 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
             shoppers=plan.shoppers,
             partitions=grounds.settings.partitions,
         )
-        scene = Scene(grounds, client, choose)
-        load = asyncio.create_task(client.run())
-        harm = asyncio.create_task(_harm(plan, scene, report, console))
         try:
-            await asyncio.wait([load, harm, grounds.system.failure], return_when=asyncio.FIRST_COMPLETED)
-            for task in (grounds.system.failure, load, harm):
-                if task.done() and task.exception() is not None:
-                    raise task.exception()  # type: ignore[misc]
-            while client.requests < plan.requests:
-                done, _ = await asyncio.wait(
-                    [load, grounds.system.failure], timeout=0.1, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in done:
-                    task.result()
-            client.stop()
-            await load
-            report.minutes = (time.monotonic() - began) / 60
-            await grounds.quiet()
-        except Exception as error:
-            # A system that does not come back is a finding like any other: what it left is audited.
-            report.violations.append(f"run: {type(error).__name__}: {str(error)[:2_000]}")
-            console.print("".join(traceback.format_exception(error))[-3_000:], style="red", markup=False)
-            harm.cancel()
-            client.stop()
-            await asyncio.wait([load], timeout=WIND_UP_S)
-            load.cancel()
-            await asyncio.gather(load, harm, return_exceptions=True)
-            client.flush()
-            try:
-                await grounds.quiet()
-            except TimeoutError as unrest:
-                report.violations.append(f"run: {unrest}")
-        report.minutes = report.minutes or (time.monotonic() - began) / 60
-        report.requests, report.attempts = client.requests, client.attempts
-        report.acknowledged, report.unknown = client.acknowledged, client.unknown
-        report.reads, report.statuses = client.reads, client.statuses
-        report.zombies, report.reads_given_up = grounds.zombies, client.reads_given_up
+            await _under_load(plan, Scene(grounds, client, choose), report, console)
+        finally:
+            report.ends()
+            report.requests, report.attempts = client.requests, client.attempts
+            report.acknowledged, report.unknown = client.acknowledged, client.unknown
+            report.refused, report.statuses = client.refused, client.statuses
+            report.reads, report.reads_given_up = client.reads, client.reads_given_up
+            report.zombies = grounds.zombies
         await grounds.stop_services()
         for name in grounds.system.killed:
             report.violations.append(f"run: {name} did not end when it was asked to")
@@ -274,8 +289,47 @@ async def run(plan: Plan, home: Path, console: Console) -> Report:
         report.violations += [f"fencing: {line}" for line in report.fences.stale]
         console.print(f"audit of {client.attempts:,} attempts ...")
         await _audit(grounds, history, report, console, plan.record)
-    report.violations = [portable(one, home) for one in report.violations]
-    return report
+
+
+async def _under_load(plan: Plan, scene: Scene, report: Report, console: Console) -> None:
+    """Returns when all has come to rest, or never will: then `report` says why."""
+    grounds, client = scene.grounds, scene.client
+    load = asyncio.create_task(client.run())
+    harm = asyncio.create_task(_harm(plan, scene, report, console))
+    try:
+        await asyncio.wait([load, harm, grounds.system.failure], return_when=asyncio.FIRST_COMPLETED)
+        for task in (grounds.system.failure, load, harm):
+            if task.done() and task.exception() is not None:
+                raise task.exception()  # type: ignore[misc]
+        while client.requests < plan.requests:
+            done, _ = await asyncio.wait(
+                [load, grounds.system.failure], timeout=0.1, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        client.stop()
+        await load
+        report.ends()
+        await grounds.quiet()
+    except Exception as error:
+        # A system that does not come back is a finding like any other: what it left is audited.
+        _failed(report, error, console)
+        harm.cancel()
+        client.stop()
+        await asyncio.wait([load], timeout=WIND_UP_S)
+        load.cancel()
+        await asyncio.gather(load, harm, return_exceptions=True)
+        client.flush()
+        report.ends()
+        try:
+            await grounds.quiet()
+        except Exception as unrest:
+            _failed(report, unrest, console)
+
+
+def _failed(report: Report, error: Exception, console: Console) -> None:
+    report.violations.append(f"run: {type(error).__name__}: {str(error)[:2_000]}")
+    console.print("".join(traceback.format_exception(error))[-3_000:], style="red", markup=False)
 
 
 async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> None:
@@ -329,18 +383,31 @@ async def _audit(
     if done.returncode not in (0, 1) or not out:
         report.violations.append(f"audit: it ended with {done.returncode}: {err.decode()[-1_000:]}")
         return
-    report.audit = json.loads(out)
-    report.lost, report.duplicated = report.audit["lost"], report.audit["duplicated"]
+    report.takes(json.loads(out))
     for check in report.audit["checks"]:
-        report.violations += [f"{check['name']}: {example}" for example in check["examples"]]
-        if check["wrong"] > len(check["examples"]):
-            report.violations.append(
-                f"{check['name']}: {check['wrong'] - len(check['examples'])} more like these"
-            )
         mark = "[red]WRONG[/]" if check["wrong"] else "[green]ok[/]" if check["looked_at"] else "-"
         console.print(f"{mark}  {check['says']}: {check['looked_at']:,} {check['unit']}")
-        for example in check["examples"]:
-            console.print(f"       {example}", markup=False)
+        for line in (*filter(None, [_left_out(check)]), *check["examples"]):
+            console.print(f"       {line}", markup=False)
+
+
+def _tell(report: Report, home: Path, folder: Path, keep: bool, console: Console) -> bool:
+    """Write the report and remove all data, unless somebody needs them. Whether everything adds up."""
+    report.violations = [portable(one, home) for one in report.violations]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"faults-{report.seed}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
+    (folder / f"faults-{report.seed}.md").write_text(report.markdown())
+    console.print(
+        f"{len(report.faults)} faults, {report.requests:,} requests, {report.acknowledged:,} acknowledged, "
+        f"{report.unknown:,} unknown, lost {_counted(report.lost)}, twice {_counted(report.duplicated)}, "
+        f"{len(report.violations)} violations: {folder}/faults-{report.seed}.md"
+    )
+    if not report.violations and not keep:
+        shutil.rmtree(home)
+    else:
+        style = "bold red" if report.violations else ""
+        console.print(f"Everything is kept in {home}", style=style, soft_wrap=True)
+    return not report.violations
 
 
 def main() -> int:
@@ -391,22 +458,17 @@ def main() -> int:
         f"{'PostgreSQL' if postgresql else 'SQLite'}"
     )
     home = Path(tempfile.mkdtemp(prefix="mini-visa-faults-"))
-    report = uvloop.run(run(plan, home, console))
-    given.reports.mkdir(parents=True, exist_ok=True)
-    (given.reports / f"faults-{seed}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
-    (given.reports / f"faults-{seed}.md").write_text(report.markdown())
-    console.print(
-        f"{len(report.faults)} faults, {report.requests:,} requests, {report.acknowledged:,} acknowledged, "
-        f"{report.unknown:,} unknown, lost {report.lost}, twice {report.duplicated}, "
-        f"{len(report.violations)} violations: {given.reports}/faults-{seed}.md"
-    )
-    if not report.violations and not given.keep:
-        shutil.rmtree(home)
-        return 0
-    console.print(
-        f"Everything is kept in {home}", style="bold red" if report.violations else "", soft_wrap=True
-    )
-    return 1 if report.violations else 0
+    report = Report(seed)
+    try:
+        uvloop.run(run(plan, home, report, console))
+    except KeyboardInterrupt:
+        report.violations.append("run: it was interrupted")
+        raise
+    except Exception as error:
+        _failed(report, error, console)
+    finally:
+        adds_up = _tell(report, home, given.reports, given.keep, console)
+    return 0 if adds_up else 1
 
 
 if __name__ == "__main__":

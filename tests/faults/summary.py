@@ -18,7 +18,9 @@ from typing import Any, Final
 RECOVERY: Final = ("first decision s, p50 / max", "on every partition", "whole again")
 """Of each fault that something had to recover from. Older reports did not count from the moment of harm:
 their faults are not timed here."""
-SUMMED: Final = ("requests", "reads", "acknowledged", "unknown", "lost", "duplicated")
+SUMMED: Final = ("requests", "reads", "acknowledged", "unknown")
+AUDITED: Final = ("lost", "duplicated")
+"""What only an audit can tell."""
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
@@ -35,6 +37,11 @@ def _times(recoveries: list[list[float]]) -> list[object]:
     return [len(recoveries), *(f"{statistics.median(one):.2f} / {max(one):.2f}" for one in columns)]
 
 
+def _audited(one: dict[str, Any]) -> bool:
+    """Older reports say of a run without an audit that nothing was lost; but they looked at nothing."""
+    return one["lost"] is not None and one.get("looked_at") != {}
+
+
 def summary(reports: list[dict[str, Any]]) -> str:
     """Raises ValueError when two reports are of one seed. What an older report does not have is left out."""
     if len({one["seed"] for one in reports}) < len(reports):
@@ -44,14 +51,19 @@ def summary(reports: list[dict[str, Any]]) -> str:
         faults = one["faults"]
         rows.append([
             one["seed"], f"{one['minutes']:.1f}", f"{sum(faults.values())} ({len(faults)})",
-            *(f"{one[name]:,}" if name in one else "" for name in SUMMED), len(one["violations"]),
+            *(f"{one[name]:,}" if name in one else "" for name in SUMMED),
+            *(f"{one[name]:,}" if _audited(one) else "not audited" for name in AUDITED),
+            len(one["violations"]),
             f"{one.get('batches_looked_at', 0):,} / {one.get('batches_not_fenced', 0)}",
         ])  # fmt: skip
     kinds = sum((Counter(one["faults"]) for one in reports), Counter[str]())
     minutes = sum(one["minutes"] for one in reports)
+    audited = [one for one in reports if _audited(one)]
+    unknown = f" ({len(reports) - len(audited)} not audited)" if len(audited) < len(reports) else ""
     rows.append([
         "**sum**", f"{minutes:.1f}", f"**{sum(kinds.values())}** ({len(kinds)})",
         *(f"**{sum(one.get(name, 0) for one in reports):,}**" for name in SUMMED),
+        *(f"**{sum(one[name] for one in audited):,}**{unknown}" for name in AUDITED),
         sum(len(one["violations"]) for one in reports),
         f"{sum(one.get('batches_looked_at', 0) for one in reports):,} / "
         f"{sum(one.get('batches_not_fenced', 0) for one in reports)}",
