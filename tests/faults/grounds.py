@@ -13,9 +13,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -45,6 +45,12 @@ EXPIRED_S: Final = HOLD_FUEL_S + 5.0
 """After a request its hold has been released: ticks come every second."""
 NO_TABLES: Final = frozenset({"gateway", "projection", "connector", "clearing-house"})
 """Services without RocksDB."""
+ENDS: Final[dict[int, Container[int]]] = {
+    signal.SIGKILL: (-signal.SIGKILL,),
+    signal.SIGTERM: (0, -signal.SIGTERM),
+}
+"""Signals that end a process, and the exit codes of one that they have ended."""
+ANY_CODE: Final = range(-64, 256)
 
 
 def postgresql_binaries() -> Path | None:
@@ -62,6 +68,17 @@ class _Members(Request[DescribeGroupsRequest_v2]):
 
     def build(self, request_struct_class: type[DescribeGroupsRequest_v2]) -> DescribeGroupsRequest_v2:
         return request_struct_class(self._groups)
+
+
+class Unasked(NamedTuple):
+    """A process that ended though no fault had told it to."""
+
+    at: float
+    """Seen then: monotonic seconds."""
+    service: str
+    code: int | None
+    during: str
+    """The fault at that moment; "": between two."""
 
 
 class Grounds:
@@ -107,6 +124,11 @@ class Grounds:
         """What became of workers that were frozen beyond their session."""
         self.clock_ahead_until = 0.0
         """When the time will have come that requests were given by a clock ahead: monotonic seconds."""
+        self.fault = ""
+        """What is being done to all this at the moment."""
+        self.unasked: list[Unasked] = []
+        self._may_end: dict[Child, Container[int]] = {}
+        """Processes that a fault has ended, or may, and the exit codes that they may have of it."""
         self._extra: dict[str, Child] = {}
         self.mounted: set[Path] = set()
 
@@ -165,6 +187,8 @@ class Grounds:
 
     def _before_start(self, service: Service) -> None:
         name = service.name
+        if (before := self.part(name).child) is not None:
+            self._ended(name, before)
         state = self.home / "state" / self._environment_name / name
         if name in self.wipe:
             self.wipe.discard(name)
@@ -210,22 +234,51 @@ class Grounds:
     def part(self, name: str) -> Part:
         return self.system.part(name)
 
-    def signal(self, name: str, number: signal.Signals) -> None:
-        child = self.part(name).child
-        assert child is not None
-        with contextlib.suppress(ProcessLookupError):  # it is being restarted at this moment
-            if child.code is None:
-                os.kill(child.pid, number)
-
-    def pid(self, name: str) -> int:
-        child = self.part(name).child
-        assert child is not None
-        return child.pid
-
-    async def restarted(self, name: str, starts: int) -> None:
-        """Returns when the service has been started more than `starts` times and all are ready."""
+    async def process(self, name: str) -> Child:
+        """Of a service. While it is being restarted there is none: waits for the next."""
         part = self.part(name)
-        while part.starts <= starts:  # noqa: ASYNC110 - the supervisor has no event for it
+        while part.child is None or part.child.code is not None:  # noqa: ASYNC110 - as in `replaced`
+            await asyncio.sleep(PAUSE_S)
+        return part.child
+
+    async def hit(self, name: str, number: signal.Signals) -> Child:
+        """Sends a signal to a service; returns the process that got it."""
+        while not self.signal(child := await self.process(name), number):  # noqa: ASYNC110 - as there
+            await asyncio.sleep(PAUSE_S)
+        if number in ENDS:
+            self._may_end[child] = ENDS[number]
+        return child
+
+    def signal(self, child: Child, number: signal.Signals) -> bool:
+        """Whether it was there to get it."""
+        if child.code is not None:
+            return False
+        try:
+            os.kill(child.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def may_end(self, child: Child) -> Iterator[None]:
+        """If it ends meanwhile, that is what the present fault is for."""
+        self._may_end[child] = ANY_CODE
+        try:
+            yield
+        finally:
+            if child.code is None:
+                del self._may_end[child]
+
+    def _ended(self, name: str, child: Child) -> None:
+        if child.code not in self._may_end.get(child, ()):
+            self.unasked.append(Unasked(time.monotonic(), name, child.code, self.fault))
+
+    async def replaced(self, name: str, child: Child) -> None:
+        """Returns when another process is there instead of that one and all are ready."""
+        await child.ended.wait()
+        if self._may_end.get(child) == ENDS[signal.SIGKILL]:
+            assert child.code == -signal.SIGKILL, f"{name} had ended, with {child.code}, before it was killed"
+        while self.part(name).child is child:  # noqa: ASYNC110 - the supervisor has no event for it
             await asyncio.sleep(PAUSE_S)
         await self.ready()
 
@@ -240,9 +293,7 @@ class Grounds:
 
     async def end(self, name: str, number: signal.Signals) -> None:
         """Ends a service by a signal; returns when it is up again."""
-        starts = self.part(name).starts
-        self.signal(name, number)
-        await self.restarted(name, starts)
+        await self.replaced(name, await self.hit(name, number))
 
     # -- more workers
 
@@ -284,6 +335,8 @@ class Grounds:
     async def dismiss(self, name: str) -> None:
         """SIGTERM; kills what does not end."""
         child = self._extra.pop(name)
+        if child.code is not None:
+            self._ended(name, child)
         self.system.nursery.signal(child, signal.SIGTERM)
         try:
             await asyncio.wait_for(child.ended.wait(), self.settings.drain_timeout_s + 10)

@@ -34,7 +34,7 @@ from mini_visa.settings import Settings
 from tests.bench.processes import stop_in_order_when_told
 from tests.faults.client import Client
 from tests.faults.fencing import Fences
-from tests.faults.grounds import Grounds, postgresql_binaries
+from tests.faults.grounds import Grounds, Unasked, postgresql_binaries
 from tests.faults.kinds import KINDS, RECOVERY_S_MAX, Kind, Scene
 
 ROOT: Final = Path(__file__).parents[2]
@@ -77,6 +77,9 @@ class Report:
     """Writes of which the answer says that they can never succeed."""
     unknown: int = 0
     """Writes without an outcome."""
+    load_began: float = 0.0
+    """Monotonic seconds."""
+    unasked: list[Unasked] = field(default_factory=list)
     zombies: Counter[str] = field(default_factory=Counter)
     fences: Fences = field(default_factory=lambda: Fences(0, 0, 0, []))
     faults: list[Done] = field(default_factory=list)
@@ -120,6 +123,10 @@ class Report:
             "duplicated": self.duplicated,
             "violations": self.violations,
             "recovery_s": self.recovery_s,
+            "ended_unasked": [
+                [round(one.at - self.load_began, 1), one.service, one.code, one.during]
+                for one in self.unasked
+            ],
             "zombies": dict(sorted(self.zombies.items())),
             "batches_looked_at": self.fences.batches,
             "batches_not_fenced": len(self.fences.stale),
@@ -203,6 +210,15 @@ class Report:
             + f". Of {self.fences.batches:,} batches of {self.fences.producers} producers in the broker's "
             f"files, {len(self.fences.stale)} came after a successor's.",
         ]
+        lines += ["", "## Ended unasked", ""]
+        if self.unasked:
+            lines += ["Services that ended though no fault told them to.", ""]
+            lines += ["| at s | service | exit code | during |", "|---|---|---|---|"]
+        else:
+            lines.append("No service ended that no fault told to.")
+        for one in self.unasked:
+            at_s = one.at - self.load_began
+            lines.append(f"| {at_s:.1f} | {one.service} | {one.code} | {one.during or 'no fault'} |")
         lines += ["", "## Audit", ""]
         if self.audit:
             lines += ["| check | looked at | wrong | left out |", "|---|---|---|---|"]
@@ -273,15 +289,17 @@ async def run(plan: Plan, home: Path, report: Report, console: Console) -> None:
             shoppers=plan.shoppers,
             partitions=grounds.settings.partitions,
         )
+        scene = Scene(grounds, client, choose)
         try:
-            await _under_load(plan, Scene(grounds, client, choose), report, console)
+            await _under_load(plan, scene, report, console)
         finally:
             report.ends()
             report.requests, report.attempts = client.requests, client.attempts
             report.acknowledged, report.unknown = client.acknowledged, client.unknown
             report.refused, report.statuses = client.refused, client.statuses
             report.reads, report.reads_given_up = client.reads, client.reads_given_up
-            report.zombies = grounds.zombies
+            report.zombies, report.unasked = grounds.zombies, grounds.unasked
+            report.load_began = scene.began
         await grounds.stop_services()
         for name in grounds.system.killed:
             report.violations.append(f"run: {name} did not end when it was asked to")
@@ -335,7 +353,7 @@ def _failed(report: Report, error: Exception, console: Console) -> None:
 async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> None:
     grounds, client, choose = scene.grounds, scene.client, scene.choose
     kinds = [kind for kind in KINDS if kind.targets(grounds) and (not plan.kinds or kind.name in plan.kinds)]
-    began = time.monotonic()
+    began = scene.began
     ends = began + plan.minutes * 60
     await asyncio.sleep(WARM_UP_S)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -352,6 +370,7 @@ async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> N
             fault = Done(kind.name, target, time.monotonic() - began)
             console.print(f"{fault.at_s:7.1f} s  {kind.name}: {target}", end="")
             scene.recovery = None
+            grounds.fault = f"{kind.name}: {target}"
             async with asyncio.timeout(RECOVERY_S_MAX):
                 await kind.harm(scene, target)
                 if scene.recovery is not None:
@@ -359,6 +378,7 @@ async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> N
                     fault.first_s = await scene.recovery.first
                     fault.everywhere_s = await scene.recovery.everywhere
             report.faults.append(fault)
+            grounds.fault = ""
             console.print(
                 f"  {fault.first_s:.2f} s to the first decision, whole after {fault.whole_s:.1f} s"
                 if scene.recovery is not None
@@ -402,6 +422,10 @@ def _tell(report: Report, home: Path, folder: Path, keep: bool, console: Console
         f"{report.unknown:,} unknown, lost {_counted(report.lost)}, twice {_counted(report.duplicated)}, "
         f"{len(report.violations)} violations: {folder}/faults-{report.seed}.md"
     )
+    for one in report.unasked:
+        console.print(
+            f"ended unasked: {one.service}, with {one.code}, during {one.during or 'no fault'}", markup=False
+        )
     if not report.violations and not keep:
         shutil.rmtree(home)
     else:

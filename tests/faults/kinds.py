@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -47,6 +47,7 @@ class Scene:
     grounds: Grounds
     client: Client
     choose: random.Random
+    began: float = field(default_factory=time.monotonic)
     struck_at: float = 0.0
     """When the harm of the present fault was done: monotonic seconds."""
     recovery: Recovery | None = None
@@ -55,6 +56,12 @@ class Scene:
         """The harm is done now: from here on recovery counts."""
         self.struck_at = time.monotonic()
         self.recovery = self.client.expect()
+
+    async def end(self, name: str, number: signal.Signals) -> None:
+        """The harm is a signal to a service; returns when it is up again."""
+        child = await self.grounds.hit(name, number)
+        self.strike()
+        await self.grounds.replaced(name, child)
 
 
 class Kind(NamedTuple):
@@ -79,25 +86,24 @@ def _with_disk(grounds: Grounds) -> list[str]:
 
 
 async def _kill(scene: Scene, name: str) -> None:
-    scene.strike()
-    await scene.grounds.end(name, signal.SIGKILL)
+    await scene.end(name, signal.SIGKILL)
 
 
 async def _stop(scene: Scene, name: str) -> None:
-    scene.strike()
-    await scene.grounds.end(name, signal.SIGTERM)
+    await scene.end(name, signal.SIGTERM)
 
 
 async def _wipe(scene: Scene, name: str) -> None:
     """Killed, and the disk is empty when it comes back."""
-    scene.grounds.wipe.add(name)
-    starts = scene.grounds.part(name).starts
+    grounds = scene.grounds
+    hit = {name: await grounds.hit(name, signal.SIGKILL)}
+    grounds.wipe.add(name)
     scene.strike()
-    scene.grounds.signal(name, signal.SIGKILL)
     if name == "projection":
         # The gateway reads the file that is gone: it goes too, as it would with the machine.
-        scene.grounds.signal("gateway", signal.SIGKILL)
-    await scene.grounds.restarted(name, starts)
+        hit["gateway"] = await grounds.hit("gateway", signal.SIGKILL)
+    for each, child in hit.items():
+        await grounds.replaced(each, child)
 
 
 async def _freeze(scene: Scene, name: str) -> None:
@@ -108,25 +114,26 @@ async def _freeze(scene: Scene, name: str) -> None:
     grounds = scene.grounds
     seconds = grounds.settings.session_timeout_s * FROZEN_SESSIONS
     before = await grounds.members(name)
-    pid = grounds.pid(name)
+    assert before or name not in _workers(grounds), f"{name} is in no group that it could be a zombie of"
     second = await grounds.hire(name, 2) if name in _workers(grounds) else None
+    frozen = await grounds.hit(name, signal.SIGSTOP)
     scene.strike()
-    grounds.signal(name, signal.SIGSTOP)
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        grounds.signal(name, signal.SIGCONT)
-    await asyncio.sleep(1.0)
-    if second is not None:
-        await grounds.dismiss(second)
-    await grounds.ready()
-    if before:
-        ended = grounds.pid(name) != pid
-        async with asyncio.timeout(RECOVERY_S_MAX):
-            while not (after := await grounds.members(name)):  # noqa: ASYNC110 - only asking tells
-                await asyncio.sleep(0.2)
-        assert not before & after, f"{name} woke after {seconds:.0f} s and is still {before & after}"
-        grounds.zombies["ended" if ended else "joined anew"] += 1
+    with grounds.may_end(frozen):
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            woken = grounds.signal(frozen, signal.SIGCONT)
+        assert woken, f"{name} was gone before it could wake"
+        await asyncio.sleep(1.0)
+        if second is not None:
+            await grounds.dismiss(second)
+        await grounds.ready()
+        if before:
+            async with asyncio.timeout(RECOVERY_S_MAX):
+                while not (after := await grounds.members(name)):  # noqa: ASYNC110 - only asking tells
+                    await asyncio.sleep(0.2)
+            assert not before & after, f"{name} woke after {seconds:.0f} s and is still {before & after}"
+            grounds.zombies["joined anew" if frozen.code is None else "ended"] += 1
 
 
 async def _scale(scene: Scene, name: str) -> None:
@@ -149,25 +156,25 @@ async def _full_disk(scene: Scene, name: str) -> None:
         grounds.wipe.add(name)
         grounds.small_disks.add(name)
         await grounds.end(name, signal.SIGTERM)
-    starts = grounds.part(name).starts
+    child = await grounds.process(name)
     scene.strike()
-    _shrink(state)
-    filler = state / "filler"
-    try:
-        with filler.open("wb") as file:  # the last pages too
-            while True:
-                file.write(bytes(64 << 10))
-                file.flush()
-    except OSError:
-        pass
-    try:
-        async with asyncio.timeout(60):
-            while grounds.part(name).starts == starts:  # noqa: ASYNC110 - the supervisor has no event for it
-                await asyncio.sleep(0.02)
-    finally:
-        filler.unlink(missing_ok=True)
-        _resize(state, "2g")
-    await grounds.ready()
+    with grounds.may_end(child):
+        _shrink(state)
+        filler = state / "filler"
+        try:
+            with filler.open("wb") as file:  # the last pages too
+                while True:
+                    file.write(bytes(64 << 10))
+                    file.flush()
+        except OSError:
+            pass
+        try:
+            async with asyncio.timeout(60):
+                await child.ended.wait()
+        finally:
+            filler.unlink(missing_ok=True)
+            _resize(state, "2g")
+        await grounds.replaced(name, child)
 
 
 def _shrink(mounted: Path) -> None:
@@ -188,7 +195,7 @@ def _resize(mounted: Path, size: str) -> None:
 
 async def _kill_broker(scene: Scene, name: str) -> None:
     broker = scene.grounds.broker
-    assert broker is not None
+    assert broker is not None and broker.address
     scene.strike()
     await asyncio.to_thread(broker.kill)
     await asyncio.to_thread(broker.start)
@@ -201,6 +208,7 @@ async def _lose_leader(scene: Scene, topic: str) -> None:
     assert cluster is not None
     partition = scene.choose.randrange(scene.grounds.settings.partitions)
     node = cluster.nodes[await scene.grounds.leader_of(topic, partition)]
+    assert node.address
     scene.strike()
     await asyncio.to_thread(node.kill)
     await asyncio.sleep(3.0)
@@ -312,7 +320,7 @@ async def _poison(scene: Scene, _: str) -> None:
 async def _kill_database(scene: Scene, _: str) -> None:
     """PostgreSQL goes as in a crash, in the middle of what transactions there are, and recovers."""
     database = scene.grounds.database
-    assert database is not None
+    assert database is not None and database.process is not None and database.process.poll() is None
     scene.strike()
     await asyncio.to_thread(database.stop, signal.SIGQUIT)
     await asyncio.sleep(1.0)

@@ -94,6 +94,16 @@ def summary(reports: list[dict[str, Any]]) -> str:
         "",
         "Zombies: " + (", ".join(f"{n} {how}" for how, n in sorted(zombies.items())) or "none") + ".",
     ]
+    # Older reports did not look.
+    looked = [one["ended_unasked"] for one in reports if "ended_unasked" in one]
+    unasked = Counter(service for ends in looked for _, service, *_ in ends)
+    if looked:
+        lines += [
+            "",
+            f"Ended though no fault told them to, in {len(looked)} runs: "
+            + (", ".join(f"{n} {service}" for service, n in sorted(unasked.items())) or "none")
+            + ".",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -30,8 +30,8 @@ def test_nothing_is_lost_or_done_twice_whatever_dies(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "faults-2.json").read_text())
     assert set(report) == {
         "seed", "minutes", "requests", "reads", "reads_given_up", "attempts", "acknowledged", "refused",
-        "unknown", "faults", "lost", "duplicated", "violations", "recovery_s", "zombies", "batches_looked_at",
-        "batches_not_fenced", "done", "looked_at", "left_out",
+        "unknown", "faults", "lost", "duplicated", "violations", "recovery_s", "ended_unasked", "zombies",
+        "batches_looked_at", "batches_not_fenced", "done", "looked_at", "left_out",
     }  # fmt: skip
     assert report["lost"] == report["duplicated"] == 0 and report["violations"] == []
     assert sum(report["faults"].values()) >= 12 and len(report["faults"]) >= 8
