@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import AsyncIterator, Container, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -385,30 +385,40 @@ class Grounds:
 
     async def leader_of(self, topic: str, partition: int) -> int:
         """Index in `cluster.nodes`."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
-        await admin.start()
-        try:
+        async with self._admin() as admin:
             (found,) = await admin.describe_topics([topic])
             return (
                 int(next(one["leader"] for one in found["partitions"] if one["partition"] == partition)) - 1
             )
-        finally:
-            await admin.close()
 
     async def members(self, service: str) -> set[str]:
         """Ids of all members of the service's consumer groups: given anew with each join."""
+        async with self._admin() as admin:
+            return await self._members(admin, service)
+
+    async def joined(self, service: str, before: set[str]) -> None:
+        """Returns when the groups have a member that is not among those `before`."""
+        async with self._admin() as admin:
+            while not await self._members(admin, service) - before:  # noqa: ASYNC110 - only asking tells
+                await asyncio.sleep(PAUSE_S)
+
+    async def _members(self, admin: AIOKafkaAdminClient, service: str) -> set[str]:
+        start = f"{self.settings.environment}.{service}"
+        groups = [group for group, *_ in await admin.list_consumer_groups() if group.startswith(start)]
+        found = set()
+        for group in groups:
+            node = await admin.find_coordinator(group)
+            answer = await admin._send_request(_Members([group]), node)
+            ((_, _, _, _, _, members),) = answer.groups
+            found |= {member_id for member_id, *_ in members}
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _admin(self) -> AsyncIterator[AIOKafkaAdminClient]:
         admin = AIOKafkaAdminClient(bootstrap_servers=self.address)
         await admin.start()
         try:
-            start = f"{self.settings.environment}.{service}"
-            groups = [group for group, *_ in await admin.list_consumer_groups() if group.startswith(start)]
-            found = set()
-            for group in groups:
-                node = await admin.find_coordinator(group)
-                answer = await admin._send_request(_Members([group]), node)
-                ((_, _, _, _, _, members),) = answer.groups
-                found |= {member_id for member_id, *_ in members}
-            return found
+            yield admin
         finally:
             await admin.close()
 

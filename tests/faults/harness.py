@@ -47,7 +47,7 @@ WIND_UP_S: Final = 60.0
 
 @dataclass
 class Done:
-    """A fault that took place."""
+    """A fault, from its beginning: one that the system does not survive counts too."""
 
     kind: str
     target: str
@@ -59,6 +59,16 @@ class Done:
     """The same on every partition."""
     whole_s: float | None = None
     """Until every service was ready again; with the time that the harm itself takes."""
+    recovered: bool = False
+    """The system went on, as far as anything had to."""
+
+    @property
+    def outcome(self) -> str:
+        if not self.recovered:
+            return "did not recover"
+        if self.first_s is None:
+            return ""
+        return f"{self.first_s:.2f} s to the first decision, whole after {self.whole_s:.1f} s"
 
 
 @dataclass
@@ -96,6 +106,11 @@ class Report:
         self.minutes = self.minutes or (time.monotonic() - self.began) / 60
 
     @property
+    def not_recovered(self) -> Counter[str]:
+        """By kind."""
+        return Counter(fault.kind for fault in self.faults if not fault.recovered)
+
+    @property
     def recovery_s(self) -> dict[str, dict[str, float]]:
         """By kind: seconds until the first decision after the fault."""
         found = defaultdict(list)
@@ -119,6 +134,7 @@ class Report:
             "refused": self.refused,
             "unknown": self.unknown,
             "faults": dict(sorted(Counter(fault.kind for fault in self.faults).items())),
+            "not_recovered": dict(sorted(self.not_recovered.items())),
             "lost": self.lost,
             "duplicated": self.duplicated,
             "violations": self.violations,
@@ -167,9 +183,10 @@ class Report:
         lines = [
             f"# Faults, seed {self.seed}",
             "",
-            f"{self.minutes:.1f} minutes, {len(self.faults)} faults, {self.requests:,} requests in "
-            f"{self.attempts:,} attempts. {self.reads:,} are reads ({self.reads_given_up:,} given up); "
-            f"of the writes {self.acknowledged:,} were acknowledged, {self.refused:,} refused for good and "
+            f"{self.minutes:.1f} minutes, {len(self.faults)} faults ({self.not_recovered.total()} did not "
+            f"recover), {self.requests:,} requests in {self.attempts:,} attempts. "
+            f"{self.reads:,} are reads ({self.reads_given_up:,} given up); of the writes "
+            f"{self.acknowledged:,} were acknowledged, {self.refused:,} refused for good and "
             f"{self.unknown:,} left unknown. "
             f"Lost: {_counted(self.lost)}. Twice: {_counted(self.duplicated)}. "
             f"Violations: {len(self.violations)}.",
@@ -182,25 +199,26 @@ class Report:
             "Seconds from the moment of harm until the first decision on a payment that was first sent after",
             "it. That says nothing of a service that no decision waits for: see when all was whole again.",
             "",
-            "| kind | faults | p50 | max |",
-            "|---|---|---|---|",
+            "| kind | faults | did not recover | p50 | max |",
+            "|---|---|---|---|---|",
         ]
         counts = Counter(fault.kind for fault in self.faults)
         for kind, count in sorted(counts.items()):
             times = self.recovery_s.get(kind)
             p50, most = (f"{times['p50']:.2f}", f"{times['max']:.2f}") if times else ("", "")
-            lines.append(f"| {kind} | {count} | {p50} | {most} |")
+            lines.append(f"| {kind} | {count} | {self.not_recovered[kind] or ''} | {p50} | {most} |")
         lines += [
             "",
             "## Faults",
             "",
-            "| at s | kind | target | first decision s | every partition s | whole s |",
-            "|---|---|---|---|---|---|",
+            "| at s | kind | target | first decision s | every partition s | whole s | |",
+            "|---|---|---|---|---|---|---|",
         ]
         for fault in self.faults:
             times = (fault.first_s, fault.everywhere_s, fault.whole_s)
             shown = " | ".join("" if one is None else f"{one:.2f}" for one in times)
-            lines.append(f"| {fault.at_s:.1f} | {fault.kind} | {fault.target} | {shown} |")
+            end = "" if fault.recovered else fault.outcome
+            lines.append(f"| {fault.at_s:.1f} | {fault.kind} | {fault.target} | {shown} | {end} |")
         lines += [
             "",
             "## Zombies",
@@ -367,24 +385,31 @@ async def _harm(plan: Plan, scene: Scene, report: Report, console: Console) -> N
             if plan.faults_max and time.monotonic() >= ends:
                 raise TimeoutError(f"only {number} of {plan.faults_max} faults in {plan.minutes:g} minutes")
             target = choose.choice(kind.targets(grounds))
-            fault = Done(kind.name, target, time.monotonic() - began)
-            console.print(f"{fault.at_s:7.1f} s  {kind.name}: {target}", end="")
-            scene.recovery = None
-            grounds.fault = f"{kind.name}: {target}"
-            async with asyncio.timeout(RECOVERY_S_MAX):
-                await kind.harm(scene, target)
-                if scene.recovery is not None:
-                    fault.whole_s = time.monotonic() - scene.struck_at
-                    fault.first_s = await scene.recovery.first
-                    fault.everywhere_s = await scene.recovery.everywhere
-            report.faults.append(fault)
-            grounds.fault = ""
-            console.print(
-                f"  {fault.first_s:.2f} s to the first decision, whole after {fault.whole_s:.1f} s"
-                if scene.recovery is not None
-                else ""
-            )
+            console.print(f"{time.monotonic() - began:7.1f} s  {kind.name}: {target}", end="")
+            try:
+                await do(kind, target, scene, report)
+            finally:
+                console.print(f"  {report.faults[-1].outcome}")
             await asyncio.sleep(choose.uniform(plan.quiet_s / 3, plan.quiet_s * 5 / 3))
+
+
+async def do(kind: Kind, target: str, scene: Scene, report: Report) -> None:
+    """One fault. It is in the report before it is done."""
+    fault = Done(kind.name, target, time.monotonic() - scene.began)
+    report.faults.append(fault)
+    scene.recovery = None
+    scene.grounds.fault = f"{kind.name}: {target}"
+    try:
+        async with asyncio.timeout(RECOVERY_S_MAX):
+            await kind.harm(scene, target)
+            if scene.recovery is not None:
+                fault.whole_s = time.monotonic() - scene.struck_at
+                fault.first_s = await scene.recovery.first
+                fault.everywhere_s = await scene.recovery.everywhere
+    except TimeoutError as error:
+        raise TimeoutError(f"{kind.name}: {target} did not recover in time") from error
+    fault.recovered = True
+    scene.grounds.fault = ""
 
 
 async def _audit(
@@ -418,7 +443,8 @@ def _tell(report: Report, home: Path, folder: Path, keep: bool, console: Console
     (folder / f"faults-{report.seed}.json").write_text(json.dumps(report.document(), indent=2) + "\n")
     (folder / f"faults-{report.seed}.md").write_text(report.markdown())
     console.print(
-        f"{len(report.faults)} faults, {report.requests:,} requests, {report.acknowledged:,} acknowledged, "
+        f"{len(report.faults)} faults ({report.not_recovered.total()} did not recover), "
+        f"{report.requests:,} requests, {report.acknowledged:,} acknowledged, "
         f"{report.unknown:,} unknown, lost {_counted(report.lost)}, twice {_counted(report.duplicated)}, "
         f"{len(report.violations)} violations: {folder}/faults-{report.seed}.md"
     )

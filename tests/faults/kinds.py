@@ -115,7 +115,7 @@ async def _freeze(scene: Scene, name: str) -> None:
     seconds = grounds.settings.session_timeout_s * FROZEN_SESSIONS
     before = await grounds.members(name)
     assert before or name not in _workers(grounds), f"{name} is in no group that it could be a zombie of"
-    second = await grounds.hire(name, 2) if name in _workers(grounds) else None
+    second = await _hire(scene, name, 2) if name in _workers(grounds) else None
     frozen = await grounds.hit(name, signal.SIGSTOP)
     scene.strike()
     with grounds.may_end(frozen):
@@ -137,10 +137,9 @@ async def _freeze(scene: Scene, name: str) -> None:
 
 
 async def _scale(scene: Scene, name: str) -> None:
-    """From one worker to three, to two, and back."""
-    scene.strike()
-    second = await scene.grounds.hire(name, 2)
-    third = await scene.grounds.hire(name, 3)
+    """From one worker to three, to two, and back. The harm begins with the first rebalance."""
+    second = await _hire(scene, name, 2, scene.strike)
+    third = await _hire(scene, name, 3)
     await asyncio.sleep(2.0)
     await scene.grounds.dismiss(second)
     await asyncio.sleep(1.0)
@@ -148,8 +147,21 @@ async def _scale(scene: Scene, name: str) -> None:
     await scene.grounds.ready()
 
 
+async def _hire(scene: Scene, name: str, number: int, joined: Callable[[], None] = lambda: None) -> str:
+    """One more worker, ready. `joined` is called when the service's group has it: then it is rebalanced."""
+    before = await scene.grounds.members(name)
+
+    async def join() -> None:
+        await scene.grounds.joined(name, before)
+        joined()
+
+    hired, _ = await asyncio.gather(scene.grounds.hire(name, number), join())
+    return hired
+
+
 async def _full_disk(scene: Scene, name: str) -> None:
-    """The service gets a small disk, which fills up under it; it must end, and go on when there is room."""
+    """The service gets a small disk, which fills up under it; it must end, and go on when there is room. The
+    harm is its end: until then it may have had room enough for what it decides."""
     grounds = scene.grounds
     state = grounds.home / "state" / grounds.settings.environment / name
     if state not in grounds.mounted:
@@ -157,7 +169,6 @@ async def _full_disk(scene: Scene, name: str) -> None:
         grounds.small_disks.add(name)
         await grounds.end(name, signal.SIGTERM)
     child = await grounds.process(name)
-    scene.strike()
     with grounds.may_end(child):
         _shrink(state)
         filler = state / "filler"
@@ -171,6 +182,7 @@ async def _full_disk(scene: Scene, name: str) -> None:
         try:
             async with asyncio.timeout(60):
                 await child.ended.wait()
+            scene.strike()
         finally:
             filler.unlink(missing_ok=True)
             _resize(state, "2g")

@@ -57,6 +57,8 @@ def summary(reports: list[dict[str, Any]]) -> str:
             f"{one.get('batches_looked_at', 0):,} / {one.get('batches_not_fenced', 0)}",
         ])  # fmt: skip
     kinds = sum((Counter(one["faults"]) for one in reports), Counter[str]())
+    # Older reports do not have what did not recover among their faults.
+    failed = sum((Counter(one.get("not_recovered", {})) for one in reports), Counter[str]())
     minutes = sum(one["minutes"] for one in reports)
     audited = [one for one in reports if _audited(one)]
     unknown = f" ({len(reports) - len(audited)} not audited)" if len(audited) < len(reports) else ""
@@ -82,8 +84,8 @@ def summary(reports: list[dict[str, Any]]) -> str:
                 if kind.startswith("kill"):
                     killed[target].append(seconds)
     lines += table(
-        ("kind", "faults", "timed", *RECOVERY),
-        ([kind, count, *_times(by_kind[kind])] for kind, count in sorted(kinds.items())),
+        ("kind", "faults", "did not recover", "timed", *RECOVERY),
+        ([kind, count, failed[kind] or "", *_times(by_kind[kind])] for kind, count in sorted(kinds.items())),
     )
     lines += ["", *table(
         ("SIGKILL of", "timed", *RECOVERY),

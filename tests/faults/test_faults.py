@@ -30,10 +30,12 @@ def test_nothing_is_lost_or_done_twice_whatever_dies(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "faults-2.json").read_text())
     assert set(report) == {
         "seed", "minutes", "requests", "reads", "reads_given_up", "attempts", "acknowledged", "refused",
-        "unknown", "faults", "lost", "duplicated", "violations", "recovery_s", "ended_unasked", "zombies",
-        "batches_looked_at", "batches_not_fenced", "done", "looked_at", "left_out",
+        "unknown", "faults", "not_recovered", "lost", "duplicated", "violations", "recovery_s",
+        "ended_unasked", "zombies", "batches_looked_at", "batches_not_fenced", "done", "looked_at",
+        "left_out",
     }  # fmt: skip
     assert report["lost"] == report["duplicated"] == 0 and report["violations"] == []
+    assert not report["not_recovered"]
     assert sum(report["faults"].values()) >= 12 and len(report["faults"]) >= 8
     assert report["acknowledged"] > 100 and report["reads"] > 50
     assert report["zombies"] and report["batches_looked_at"] > 100 and report["batches_not_fenced"] == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from rich.console import Console
 from audit.findings import Findings
 from tests.faults import harness
 from tests.faults.client import Client
+from tests.faults.grounds import Grounds
 from tests.faults.harness import Report
+from tests.faults.kinds import Kind, Scene
 from tests.faults.summary import summary
 
 OLD: dict[str, Any] = {
@@ -31,6 +35,27 @@ def audit_of(acknowledged: int, *wrong: str) -> dict[str, Any]:
         check.fails(example)
     findings["velocity"].leaves_out("the log begins later")
     return findings.document()
+
+
+def scene_at(home: Path) -> Scene:
+    client = Client(("127.0.0.1", 1), home / "history", seed=1, shoppers=1, partitions=1)
+    return Scene(Grounds(home, home, brokers=1, postgresql=False), client, random.Random(1))
+
+
+def no_targets(_: Grounds) -> list[str]:
+    return []
+
+
+async def nothing(_: Scene, __: str) -> None:
+    pass
+
+
+async def breaks(_: Scene, __: str) -> None:
+    raise RuntimeError("broken")
+
+
+async def strikes(scene: Scene, _: str) -> None:
+    scene.strike()
 
 
 def ran(seed: int = 7) -> Report:
@@ -84,6 +109,48 @@ class TestWithoutAnAudit:
             harness.main()
         written = json.loads((tmp_path / "faults-7.json").read_text())
         assert written["violations"] == ["run: it was interrupted"]
+
+
+class TestFaults:
+    async def test_a_fault_that_ends_the_run_is_among_its_faults(self, tmp_path: Path):
+        report, scene = ran(), scene_at(tmp_path)
+        await harness.do(Kind("poison", nothing, no_targets), "topics", scene, report)
+        with pytest.raises(RuntimeError, match="broken"):
+            await harness.do(Kind("broker", breaks, no_targets), "broker", scene, report)
+        report.takes(audit_of(13))
+        written = report.document()
+        assert written["faults"] == {"broker": 1, "poison": 1} and written["not_recovered"] == {"broker": 1}
+        assert "2 faults (1 did not recover)" in report.markdown()
+        assert "| broker | broker |  |  |  | did not recover |" in report.markdown()
+        assert scene.grounds.fault == "broker: broker"
+        assert "| broker | 1 | 1 |" in summary([OLD, written])
+
+    async def test_one_after_which_nothing_is_decided_any_more_did_not_recover(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(harness, "RECOVERY_S_MAX", 0.05)
+        report = ran()
+        with pytest.raises(TimeoutError, match="kill: risk did not recover in time"):
+            await harness.do(Kind("kill", strikes, no_targets), "risk", scene_at(tmp_path), report)
+        (fault,) = report.faults
+        assert not fault.recovered and fault.first_s is None and fault.whole_s is not None
+
+    async def test_the_moments_of_recovery_count_from_the_strike(self, tmp_path: Path):
+        report, scene = ran(), scene_at(tmp_path)
+
+        async def late(scene: Scene, _: str) -> None:
+            await asyncio.sleep(0.2)
+            scene.strike()
+            assert scene.recovery is not None
+            scene.recovery.first.set_result(0.01)
+            scene.recovery.everywhere.set_result(0.02)
+
+        await harness.do(Kind("scale", late, no_targets), "risk", scene, report)
+        (fault,) = report.faults
+        assert fault.recovered and (fault.first_s, fault.everywhere_s) == (0.01, 0.02)
+        assert fault.whole_s is not None and fault.whole_s < 0.2
+        assert fault.outcome.startswith("0.01 s to the first decision")
+        assert "| scale | 1 |  | 1 | 0.01 / 0.01 |" in summary([OLD, report.document()])
 
 
 class TestWithAnAudit:
