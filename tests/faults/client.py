@@ -107,6 +107,8 @@ class Request(NamedTuple):
     """The token that a read comes with."""
     since: float = 0.0
     """When it was sent first: monotonic seconds."""
+    sent: asyncio.Event | None = None
+    """Set when an attempt has been sent."""
 
 
 def _post(path: str, body: dict[str, Any], method: str = "POST") -> bytes:
@@ -151,8 +153,12 @@ class Client:
         self.statuses: Counter[int] = Counter()
         self.doubled = False
         """Every request is sent twice at once."""
+        self.doubles = 0
+        """Requests of which two attempts at once were both answered."""
         self.reordered = False
         """Reversals by request id come before what they reverse."""
+        self.reversals_first = 0
+        """Those of them that were answered, as was what they reverse."""
         self._payments: deque[tuple[str, Card]] = deque(maxlen=REMEMBERED)
         self._seed = seed
         self._pans = card_numbers(random.Random(seed))
@@ -259,12 +265,17 @@ class Client:
         choose = card.choose
         amount = int(choose.lognormvariate(3.2, 1.0) * 10 ** DECIMALS[card.currency]) + 1
         if self.reordered or choose.random() < 0.02:
-            original = self._id()
+            original, sent = self._id(), asyncio.Event()
             undo = {"request_id": self._id(), "original_request_id": original, "pan": card.pan}
-            await asyncio.gather(
-                self.send("/payments/reversals", undo, card),
-                self._authorize(card, amount, request_id=original),
+
+            async def authorize() -> dict[str, Any] | None:
+                await sent.wait()
+                return await self._authorize(card, amount, request_id=original)
+
+            answers = await asyncio.gather(
+                self.send("/payments/reversals", undo, card, sent=sent), authorize()
             )
+            self.reversals_first += None not in answers
             return
         way = choose.random()
         payment = await self._authorize(card, amount, capture=way < 0.1, partial_approval=way > 0.9)
@@ -320,16 +331,22 @@ class Client:
     # -- how requests are sent
 
     async def send(
-        self, path: str, body: dict[str, Any], card: Card, method: str = "POST"
+        self,
+        path: str,
+        body: dict[str, Any],
+        card: Card,
+        method: str = "POST",
+        sent: asyncio.Event | None = None,
     ) -> dict[str, Any] | None:
         """Send it, the same each time, until there is an outcome; None: there was none, or it was refused.
-        Then, as a rule, look at what it did."""
+        Then, as a rule, look at what it did. `sent` is set when it has been sent, or never will be."""
         self.requests += 1
-        request = Request(path, _post(path, body, method), card, body, since=time.monotonic())
+        request = Request(path, _post(path, body, method), card, body, since=time.monotonic(), sent=sent)
         deadline = time.monotonic() + PATIENCE_S
         while True:
             if self.doubled:
                 first, second = await asyncio.gather(self._attempt(request), self._attempt(request))
+                self.doubles += first[0] != 0 and second[0] != 0
                 status, answer = first if first[0] in FINAL else second
             else:
                 status, answer = await self._attempt(request)
@@ -342,6 +359,8 @@ class Client:
                 return answer if status == 200 else None
             if time.monotonic() > deadline:
                 self._count(status)
+                if sent is not None:
+                    sent.set()
                 return None
             await self._rest(answer, card)
 
@@ -395,6 +414,8 @@ class Client:
         self.attempts += 1
         sent, sent_at = time.time(), time.monotonic()
         connection.send(request.wire, answered)
+        if request.sent is not None:
+            request.sent.set()
         timer = loop.call_at(deadline or loop.time() + ATTEMPT_TIMEOUT_S, connection.abort)
         over = False
         try:

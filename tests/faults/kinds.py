@@ -25,6 +25,8 @@ FROZEN_SESSIONS: Final = 2.0
 """How long a process is frozen, in session time-outs."""
 PHASE_S: Final = 4.0
 """How long the client behaves in a certain way."""
+PHASE_MAX_S: Final = 60.0
+"""Until it has done so once."""
 AHEAD_S, BACK_S = 45, -3_600
 """Jumps of a clock. The broker refuses what is more than a minute ahead."""
 JUMP_MAX_S: Final = 60.0
@@ -270,15 +272,30 @@ async def _through_detour(scene: Scene, name: str) -> None:
 
 
 async def _double(scene: Scene, _: str) -> None:
-    scene.client.doubled = True
-    await asyncio.sleep(PHASE_S)
-    scene.client.doubled = False
+    client = scene.client
+    client.doubled = True
+    try:
+        await _phase(lambda: client.doubles, "request was sent twice and answered twice")
+    finally:
+        client.doubled = False
 
 
 async def _reorder(scene: Scene, _: str) -> None:
-    scene.client.reordered = True
+    client = scene.client
+    client.reordered = True
+    try:
+        await _phase(lambda: client.reversals_first, "reversal was answered that was sent first")
+    finally:
+        client.reordered = False
+
+
+async def _phase(count: Callable[[], int], what: str) -> None:
+    """So long, and until it has happened once: a busy machine takes longer."""
+    before, until = count(), time.monotonic() + PHASE_MAX_S
     await asyncio.sleep(PHASE_S)
-    scene.client.reordered = False
+    while count() == before:
+        assert time.monotonic() < until, f"no {what} within {PHASE_MAX_S:.0f} s"
+        await asyncio.sleep(PHASE_S / 40)
 
 
 async def _jump(scene: Scene, _: str) -> None:
