@@ -25,6 +25,11 @@ SUMS: Final = {
     "charged_back": "charged_back", "expires_at": "expires_at",
 }  # fmt: skip
 """Here -> in an event's payment."""
+FIXED: Final = (
+    "account", "client", "request_id", "card", "currency", "amount", "created_at", "merchant", "metadata",
+    "verdict", "authorization_code", "expires_at",
+)  # fmt: skip
+"""What a payment is from its first event to its last."""
 NEVER: Final = 1 << 62
 PAYABLE: Final = "payable:merchant:"
 
@@ -74,6 +79,9 @@ class Payment:
     expires_at: int = 0
     account: str = ""
     currency: str = ""
+    client: str = ""
+    fixed: int = 0
+    """Hash of what no later event may change."""
     captures: tuple[Capture, ...] = ()
     """The parts are numbered from 1."""
     refunds: tuple[Refund, ...] = ()
@@ -235,7 +243,13 @@ class Book:
         if payment is None:
             payment = self.payments[shown["payment_id"]] = Payment()
             payment.account, payment.currency = intern(shown["account"]), intern(shown["currency"])
+            payment.client, payment.fixed = intern(shown["client"]), _fixed_of(shown)
             payment.expires_at = shown.get("expires_at", 0)
+        elif payment.fixed != _fixed_of(shown):
+            self.findings["lifecycle"].fails(
+                f"{where}: {kind} shows another merchant, card, client, amount or the like than the first "
+                f"event of {shown['payment_id']}"
+            )
         allowed = NEXT.get((payment.status, kind), set())
         self.findings["lifecycle"].expect(
             shown["status"] in allowed,
@@ -603,6 +617,10 @@ def _answer(account: Account, command: Command, at: int) -> tuple[str, int]:
     if command.get("partial_approval") and account.available > 0:
         return "10", account.available
     return "51", 0
+
+
+def _fixed_of(shown: dict[str, Any]) -> int:
+    return fingerprint([shown.get(name) for name in FIXED])
 
 
 def _held_in(shown: dict[str, Any]) -> int:

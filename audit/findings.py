@@ -49,7 +49,11 @@ CHECKS: Final = (
     ("reads", "what a reader is shown is a state of the log, with all it was told before", "reads"),
     ("account-sums", "held, posted and available of every account follow from its events", "events"),
     ("payment-sums", "the sums of every payment follow from its events", "events"),
-    ("lifecycle", "a payment's status changes only as the domain allows", "events"),
+    (
+        "lifecycle",
+        "a payment's status changes only as the domain allows, its merchant and card never",
+        "events",
+    ),
     ("decisions", "approvals and declines follow from the account as it was", "decisions"),
     ("velocity", "velocity decisions equal a recount from the log", "assessments"),
     ("journal-balanced", "every journal entry sums to zero in each currency", "entries"),

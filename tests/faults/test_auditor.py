@@ -488,6 +488,40 @@ def skip_a_status(data: Copy) -> None:
     data.change("payment.events", of("payment_captured"), lambda e: e["payment"].update(status="expired"))
 
 
+def later(data: Copy, kinds: str, first: str, how: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the first such event of a payment that began with another, in the log and the read model."""
+    begun = {
+        event["payment"]["payment_id"]
+        for records in data.topics["payment.events"]
+        for event in map(message_of, records)
+        if kind(event) == first
+    }
+
+    def fits(event: dict[str, Any]) -> bool:
+        return kind(event) == kinds and event["payment"]["payment_id"] in begun
+
+    records, index, _ = data.find("payment.events", fits)
+    data.change("payment.events", fits, how)
+    place = records[index].offset << 14 | records[index].partition
+    for row in data.tables["payment_events"]:
+        if row["place"] == place:
+            row["event"] = (records[index].value or b"").decode()
+
+
+def capture_to_another_merchant(data: Copy) -> None:
+    """The authorization named the one who is paid."""
+    later(
+        data,
+        "payment_captured",
+        "payment_authorized",
+        lambda e: e["payment"]["merchant"].update(id="another"),
+    )
+
+
+def take_another_card(data: Copy) -> None:
+    later(data, "payment_captured", "payment_authorized", lambda e: e["payment"]["card"].update(last4="0000"))
+
+
 def decline_what_was_there(data: Copy) -> None:
     """For an amount below whatever the account had, which may be nothing."""
     declined = data.find("payment.events", of("payment_declined"))[2]
@@ -794,6 +828,8 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("payment-sums", take_another_currency),
     ("payment-sums", say_that_it_has_cleared),
     ("lifecycle", skip_a_status),
+    ("lifecycle", capture_to_another_merchant),
+    ("lifecycle", take_another_card),
     ("decisions", decline_what_was_there),
     ("decisions", decline_an_increment_that_was_covered),
     ("decisions", decline_for_another_reason),
