@@ -86,6 +86,8 @@ class Payment:
     """The parts are numbered from 1."""
     refunds: tuple[Refund, ...] = ()
     chargebacks: tuple[Chargeback, ...] = ()
+    failed: bool = False
+    """Its last capture that stood was rejected, and something was still held: that is to be released."""
     returned: tuple[int, int] = (0, 0)
     """Of interchange and scheme fees, what went back to the merchant with refunds."""
     shown: int = 0
@@ -425,6 +427,11 @@ class Book:
         by_time_out = turn.code == "68"
         right = amount == held if by_time_out else 0 < amount == turn.asked(held) <= held
         self._judge(turn, right, f"{amount} of {held} reversed, {turn.asked(held)} asked for")
+        if turn.command.get("client") == "reversal":
+            self.findings["event-has-request"].expect(
+                payment.failed and "amount" not in turn.command,
+                f"{turn.where}: {amount} released by reversal, and no capture was rejected that left it",
+            )
         payment.released += amount
         payment.reversed += amount
         payment.ended = payment.ended or amount == held
@@ -517,6 +524,7 @@ class Book:
         if not payment.ended:
             payment.released += amount
         payment.captured -= amount
+        payment.failed = payment.failed or (not payment.captured and payment.held > 0)
         cancels, cancelled = payment.cancel_reserved(), event.get("refund_cancelled", 0)
         self._judge(turn, cancelled == cancels, f"refunds of {cancelled} cancelled, reckoned {cancels}")
         turn.account.posted -= amount

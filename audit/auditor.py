@@ -19,14 +19,13 @@ from audit.findings import Findings
 from audit.ledger import Chain
 from audit.readmodel import VIEWS, ReadModel
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
+from audit.rules import INTERNAL
 from audit.settlement import Cycles, Due
 from audit.stories import Story
 from audit.velocity import Recount
 
 PROGRESS: Final = b"\0progress"
 DIGITS: Final = re.compile(rb"[0-9]{12,}")
-INTERNAL: Final = ("clearing", "reversal")
-"""Clients that are services: their requests are in the log, not in the history of a client."""
 TICKS: Final = ("tick", "time_passed")
 
 SOURCES: Final = {

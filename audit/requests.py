@@ -9,13 +9,15 @@ from typing import Any, Final, NamedTuple
 from audit.accounts import name_of
 from audit.commands import CardAccount, Command, Deed, Effect, account_in, changed, explains
 from audit.findings import Findings
-from audit.rules import DAY_MS, DOES, LATE, UNDONE
+from audit.rules import DAY_MS, DOES, INTERNAL, LATE, UNDONE
 
 WINDOW_MS: Final = DAY_MS
 
 Request = tuple[str, str, str]
 """(account, client, request id)"""
 
+OUTCOMES: Final = frozenset({"record_clearing"})
+"""Commands that only a service sends."""
 NOTHING: Final = frozenset({""})
 """What a repetition does: it gets the stored answer."""
 CONFLICT: Final = frozenset({"422"})
@@ -71,20 +73,24 @@ class Requests:
 
     def feed(self, command: Command, deeds: Sequence[Deed], where: str) -> None:
         """A command, and what it made apart from holds that had expired before it."""
-        request = request_of(command)
+        request, kind = request_of(command), name_of(command)
+        if INTERNAL.get(request[1], kind) != kind or (kind in OUTCOMES and request[1] not in INTERNAL):
+            self._findings["event-has-request"].fails(
+                f"{where}: {kind} by {request[1]}, who may not send one"
+            )
         row = self._remembered(request)
         expected = self._expected(command, row)
         made = deeds[0].effect.outcome if deeds else ""
         self._findings["command-decided-once"].expect(
             len(deeds) <= 1 and made in expected,
-            f"{where}: {name_of(command)} {request[2]} made {[one.effect.outcome for one in deeds]}, "
+            f"{where}: {kind} {request[2]} made {[one.effect.outcome for one in deeds]}, "
             f"which should be {' or '.join(sorted(one or 'nothing' for one in expected))}",
         )
         if deeds:
             account = self._accounts.get(request[0])
             self._findings["event-has-request"].expect(
                 explains(command, deeds[0], account),
-                f"{where}: {name_of(command)} {request[2]} of {command.get('amount', 'all')} on "
+                f"{where}: {kind} {request[2]} of {command.get('amount', 'all')} on "
                 f"{command.get('payment_id') or request[0]} is not what {deeds[0].effect} says it was",
             )
         self._remember(command, request, row, deeds[-1].effect if deeds else None)

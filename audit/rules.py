@@ -40,6 +40,10 @@ NEXT: Final[dict[tuple[str, str], set[str]]] = {
 }
 """(status before, event) -> statuses after; "": there was no payment."""
 
+INTERNAL: Final = {"clearing": "record_clearing", "reversal": "reverse"}
+"""Clients that are services -> the one command that each may send. Their requests are in the log, not in the
+history of a client."""
+
 REFUSED: Final = frozenset({"400", "404", "409"})
 DOES: Final[dict[str, frozenset[str]]] = {
     command: REFUSED.union(kinds.split())

@@ -305,6 +305,27 @@ def take_back_what_was_acknowledged(data: Copy) -> None:
     data.decide(records[0].partition, time_out, undone)
 
 
+def release_what_was_not_rejected(data: Copy) -> None:
+    """In the name of reversal, which needs nobody's request."""
+    records, _, event = data.find("payment.events", lambda one: one.get("request_id") == data.held())
+    payment, service = event["payment"], {"client": "reversal", "request_id": "release-1-0-0"}
+    released = {"status": "reversed", "reversed": event["amount"], "released": event["amount"]}
+    command = {"type": "reverse/1", "account": payment["account"], "payment_id": payment["payment_id"]}
+    undone = {**event, **service, "type": "payment_reversed/1", "seq": event["seq"] + 1}
+    undone["payment"] = {**payment, **released, "hold_ended": True}
+    data.decide(records[0].partition, {**command, **service}, undone)
+
+
+def refund_in_the_name_of_clearing(data: Copy) -> None:
+    records, _, event = data.find("payment.events", of("payment_refunded"))
+    service = {"client": "clearing", "request_id": "another"}
+    command = {
+        "type": "refund/1", "account": event["payment"]["account"], "amount": event["amount"],
+        "payment_id": event["payment"]["payment_id"],
+    }  # fmt: skip
+    data.decide(records[0].partition, {**command, **service}, {**event, **service})
+
+
 def refuse_what_took_effect(data: Copy) -> None:
     for line in data.attempts("/authorize"):
         line["status"] = 404
@@ -809,6 +830,8 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("event-has-request", drop_the_verdict),
     ("event-has-request", increment_against_the_verdict),
     ("event-has-request", change_the_status_beside_the_limit),
+    ("event-has-request", release_what_was_not_rejected),
+    ("event-has-request", refund_in_the_name_of_clearing),
     ("command-decided-once", decide_twice),
     ("command-decided-once", do_it_twice_with_nobody_watching),
     ("command-decided-once", do_something_for_a_repetition),

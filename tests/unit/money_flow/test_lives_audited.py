@@ -17,6 +17,7 @@ from audit.findings import Findings
 from audit.rules import Holds
 from audit.settlement import Cycles
 from mini_visa import topics
+from mini_visa.domain.commands import RecordClearing, RefundPayment, ReversePayment
 from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
 from mini_visa.readmodel.views import ALL
 from mini_visa.readmodel.writes import Changes
@@ -175,6 +176,39 @@ def test_what_is_decided_while_a_hold_is_overdue_is_seen() -> None:
     log[-1] = log[-1]._replace(value=msgspec.json.encode(event))
     examples = Audit(left).run()["decisions"].examples
     assert any("a hold that ended at" in example for example in examples)
+
+
+def wrong(flow: Pipeline) -> list[str]:
+    return [line for line in Audit(Projected(flow)).run().violations if not line.startswith(NOT_HERE)]
+
+
+def release(flow: Pipeline, payment: str) -> None:
+    flow.command(ReversePayment, payment_id=payment, client="reversal", request_id=f"release-{payment}-0-0")
+
+
+def test_reversal_releases_only_what_a_rejected_capture_left() -> None:
+    flow = Pipeline()
+    payment = flow.authorize("10.00")
+    flow.capture(payment, "4.00", final=False)
+    flow.clear(payment, accepted=False)
+    release(flow, payment)
+    assert not wrong(flow)
+    release(flow, flow.authorize("20.00"))
+    assert [line.partition(":")[0] for line in wrong(flow)] == ["event-has-request"]
+
+
+def test_clearing_tells_outcomes_and_nothing_else_and_nobody_else_does() -> None:
+    flow = Pipeline()
+    payment = flow.authorize("10.00")
+    flow.capture(payment)
+    flow.clear(payment)
+    assert not wrong(flow)
+    flow.command(RefundPayment, payment_id=payment, client="clearing", request_id="x", amount=100)
+    assert len(wrong(flow)) == 1
+    other = flow.authorize("20.00")
+    flow.capture(other)
+    flow.command(RecordClearing, payment_id=other, n=1, accepted=True)
+    assert [line.partition(":")[0] for line in wrong(flow)] == ["event-has-request"] * 2
 
 
 def noted() -> Projected:
