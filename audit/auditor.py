@@ -172,10 +172,10 @@ class Audit:
         """(merchant, currency) -> what is owed for items of no closed cycle."""
         self.pans: set[bytes] = set()
         self.planted: set[Place] = set()
-        self.requests: set[tuple[str, str]] = set()
-        """(account, request id) of the history."""
-        self.nameless: set[str] = set()
-        """Request ids of attempts whose account their client did not know yet."""
+        self.requests: set[Request] = set()
+        """Of the history."""
+        self.nameless: set[tuple[str, str]] = set()
+        """(client, request id) of attempts whose account their client did not know yet."""
         self.account_of_pan: dict[str, str] = {}
         self.lives: dict[str, list[Moment]] = {}
         """Of each payment and account that the history has looked at."""
@@ -308,14 +308,15 @@ class Audit:
             if "body" not in line:
                 self.lives.setdefault(_looked_at(line), [])
                 continue
-            account, pan = line["account"], line["body"].get("pan")
+            request = _request_in(line)
+            account, pan = request[0], line["body"].get("pan")
             if pan:
                 self.pans.add(pan.encode())
             if account and pan:
                 self.account_of_pan[pan] = account
             elif not account:
-                self.nameless.add(line["body"]["request_id"])
-            self.requests.add((account, line["body"]["request_id"]))
+                self.nameless.add(request[1:])
+            self.requests.add(request)
         self.findings.counts["attempts"] = count
 
     def _dead_letters(self) -> None:
@@ -856,10 +857,10 @@ class Audit:
         for (account, client, request_id), effects in self.effects.items():
             if client not in INTERNAL:
                 known.expect(
-                    (account, request_id) in self.requests or request_id in self.nameless,
-                    f"{effects[0].kind} of request {request_id}, which nobody sent",
+                    (account, client, request_id) in self.requests or (client, request_id) in self.nameless,
+                    f"{effects[0].kind} of request {request_id} of {client}, which nobody sent",
                 )
-        stories: dict[tuple[str, str], Story] = {}
+        stories: dict[Request, Story] = {}
         reads = 0
         for line in history:
             if "planted" in line:
@@ -868,12 +869,14 @@ class Audit:
                 reads += line["status"] == 200
                 self._read(line)
             else:
-                account = line["account"] or self.account_of_pan.get(line["body"].get("pan", ""), "")
-                story = stories.setdefault((account, line["body"]["request_id"]), Story())
+                account, client, request_id = _request_in(line)
+                account = account or self.account_of_pan.get(line["body"].get("pan", ""), "")
+                story = stories.setdefault((account, client, request_id), Story())
                 story.add(line, self.findings)
         acknowledged = 0
-        for (account, request_id), story in stories.items():
-            effects = self.effects.get((account, story.client, request_id), [])
+        for request, story in stories.items():
+            account, _, request_id = request
+            effects = self.effects.get(request, [])
             acknowledged += self._story(request_id, story, effects, self._currency(account, story))
         self.findings.counts["requests"] = len(stories)
         self.findings.counts["reads"] = reads
@@ -998,6 +1001,11 @@ def _assessed(offset: int, command: dict[str, Any]) -> Assessed:
 
 def _asked_of_risk(request: dict[str, Any]) -> int:
     return fingerprint({name: value for name, value in request.items() if name != "verdict"})
+
+
+def _request_in(line: dict[str, Any]) -> Request:
+    """Of an attempt. Its account is "" while the client does not know it."""
+    return line["account"], line.get("client", "local"), line["body"]["request_id"]
 
 
 def _looked_at(line: dict[str, Any]) -> str:

@@ -47,12 +47,11 @@ class Story:
     """One request. Attempts at it come in any order."""
 
     __slots__ = (
-        "amount", "client", "code", "currency", "digest", "meaning", "mixed", "path", "payment_id",
+        "amount", "code", "currency", "digest", "meaning", "mixed", "path", "payment_id",
         "refused", "status", "timed_out",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.client = "local"
         self.path = ""
         self.amount = ""
         """As it was written; "": none was."""
@@ -73,7 +72,6 @@ class Story:
     def add(self, line: dict[str, Any], findings: Findings) -> None:
         """An attempt: what was answered once is answered ever after."""
         status, meaning = line["status"], fingerprint([line["path"], line["body"]])
-        self.client = line.get("client", "local")
         if not self.path:
             self._asks(line, meaning)
         self.mixed = self.mixed or meaning != self.meaning

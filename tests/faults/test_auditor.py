@@ -198,6 +198,16 @@ def do_it_twice(data: Copy) -> None:
     data.append("payment.events", record._replace(value=msgspec.json.encode(event)))
 
 
+def do_it_again_for_another_client(data: Copy) -> None:
+    """One request of the history, and its payment once more under a name that sent nothing."""
+    records, _, command = data.find("account.commands", of("authorize"))
+    _, _, event = data.find("payment.events", lambda one: one.get("request_id") == command["request_id"])
+    other = {"client": "another"}
+    payment_id = f"pay_{command['account'][4:]}_{records[-1].offset + 1:x}"
+    payment = {**event["payment"], **other, "payment_id": payment_id}
+    data.decide(records[0].partition, {**command, **other}, {**event, **other, "payment": payment})
+
+
 def do_it_twice_with_nobody_watching(data: Copy) -> None:
     """The history has no request: only which records are poison."""
     do_it_twice(data)
@@ -822,6 +832,7 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("answers-stable", answer_otherwise),
     ("answers-stable", refuse_after_an_answer),
     ("event-has-request", forget_a_request),
+    ("event-has-request", do_it_again_for_another_client),
     ("event-has-request", forget_a_command),
     ("event-has-request", capture_a_part_of_what_was_asked),
     ("event-has-request", capture_a_part_where_all_was_asked),
