@@ -17,6 +17,7 @@ from audit.commands import Deed, Effect, deed_of
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
 from audit.ledger import Chain
+from audit.presentments import Presentments
 from audit.readmodel import VIEWS, ReadModel
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
 from audit.rules import INTERNAL
@@ -168,6 +169,7 @@ class Audit:
         self.posted: Counter[tuple[str, str]] = Counter()
         """The same of ledger.postings."""
         self.due = Due(self.findings, running)
+        self.presentments = Presentments(self.findings, running)
         self.unsettled: Counter[tuple[str, str]] = Counter()
         """(merchant, currency) -> what is owed for items of no closed cycle."""
         self.pans: set[bytes] = set()
@@ -419,6 +421,8 @@ class Audit:
                     told.money[record.offset] = _sum_of(postings), kind
                 if record.offset < presented:
                     self.due.add(event, postings, where)
+                if kind == "payment_captured":
+                    self.presentments.add(event, where, done=record.offset < presented)
                 account, deed = _account_of(event), deed_of(event)
                 told.deeds[position].append((self._did(event, account, deed.effect), deed))
                 if position >= upto:
@@ -829,6 +833,10 @@ class Audit:
                 for record, message in self.records(topic, p):
                     if self.model.has(topic, p, record.offset):
                         self.model.other(record, message)
+                    if topic == "clearing.submissions":
+                        self.presentments.take(message, f"{topic}/{p}/{record.offset}")
+        expired = (place for place in self.evidence.begins if place.startswith("clearing.submissions/"))
+        self.presentments.end(", ".join(expired))
 
     def _read_model_ends(self) -> None:
         """It has applied all work of its topics; while the services are at work, some."""

@@ -61,6 +61,11 @@ CHECKS: Final = (
     ("journal-complete", "every event that moves money has its one entry, with the right postings", "events"),
     ("trial-balance", "all ledger accounts together sum to zero in each currency", "ledger accounts"),
     ("captures", "captured = cleared + rejected + pending, and suspense is what is pending", "captures"),
+    (
+        "presentments",
+        "each capture goes to the clearing house, as it was, and nothing else does",
+        "submissions",
+    ),
     ("merchant-items", "each change of what a merchant is owed is settled by one item", "items"),
     ("settlement", "a closed cycle pays each merchant what its items say, once", "positions"),
     ("sagas", "every saga has ended", "sagas"),

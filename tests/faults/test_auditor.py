@@ -662,6 +662,28 @@ def lose_what_was_cleared(data: Copy) -> None:
     data.drop("ledger.journal", lambda entry: entry["kind"] == "capture_cleared")
 
 
+def present_ten_times_the_amount(data: Copy) -> None:
+    data.change("clearing.submissions", of("presentment"), lambda one: one.update(amount=one["amount"] * 10))
+
+
+def present_for_another_merchant(data: Copy) -> None:
+    data.change("clearing.submissions", of("presentment"), lambda one: one["merchant"].update(id="another"))
+
+
+def never_present_it(data: Copy) -> None:
+    """As often as it was."""
+    key = data.find("clearing.submissions", of("presentment"))[2]["key"]
+    for records in data.topics["clearing.submissions"]:
+        records[:] = [record for record in records if message_of(record).get("key") != key]
+
+
+def call_back_what_nobody_captured(data: Copy) -> None:
+    records, index, one = data.find("clearing.submissions", of("presentment"))
+    cancel = {"type": "cancel_presentment/1", "payment_id": one["payment_id"], "n": 7}
+    cancel["key"] = f"{one['payment_id']}-7"
+    data.append("clearing.submissions", records[index]._replace(value=msgspec.json.encode(cancel)))
+
+
 def pay_a_merchant_more(data: Copy) -> None:
     data.change(
         "settlement.positions",
@@ -879,6 +901,10 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("trial-balance", post_a_cent_more),
     ("trial-balance", lose_a_posting),
     ("captures", lose_what_was_cleared),
+    ("presentments", present_ten_times_the_amount),
+    ("presentments", present_for_another_merchant),
+    ("presentments", never_present_it),
+    ("presentments", call_back_what_nobody_captured),
     ("merchant-items", settle_it_twice),
     ("merchant-items", never_settle_it),
     ("merchant-items", settle_for_another),
