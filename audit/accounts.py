@@ -80,6 +80,7 @@ class Payment:
     account: str = ""
     currency: str = ""
     client: str = ""
+    mcc: str = ""
     fixed: int = 0
     """Hash of what no later event may change."""
     captures: tuple[Capture, ...] = ()
@@ -246,6 +247,7 @@ class Book:
             payment = self.payments[shown["payment_id"]] = Payment()
             payment.account, payment.currency = intern(shown["account"]), intern(shown["currency"])
             payment.client, payment.fixed = intern(shown["client"]), _fixed_of(shown)
+            payment.mcc = intern(shown.get("merchant", {}).get("mcc", ""))
             payment.expires_at = shown.get("expires_at", 0)
         elif payment.fixed != _fixed_of(shown):
             self.findings["lifecycle"].fails(

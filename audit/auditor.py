@@ -19,6 +19,7 @@ from audit.findings import Findings
 from audit.ledger import Chain
 from audit.presentments import Presentments
 from audit.readmodel import VIEWS, ReadModel
+from audit.refusals import refusal_of
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
 from audit.rules import INTERNAL
 from audit.settlement import Cycles, Due
@@ -416,7 +417,10 @@ class Audit:
                 if kind == "time_passed":
                     continue
                 count += 1
-                postings = book.feed(event, where, commands.at(position))
+                command = commands.at(position)
+                postings = book.feed(event, where, command)
+                if kind == "request_refused" and command is not None:
+                    self._refusal(book, event, command, where)
                 if postings:
                     told.money[record.offset] = _sum_of(postings), kind
                 if record.offset < presented:
@@ -424,6 +428,8 @@ class Audit:
                 if kind == "payment_captured":
                     self.presentments.add(event, where, done=record.offset < presented)
                 account, deed = _account_of(event), deed_of(event)
+                if kind == "request_refused" and deed.effect.payment_id in book.payments:
+                    deed = deed._replace(captured=bool(book.payments[deed.effect.payment_id].captures))
                 told.deeds[position].append((self._did(event, account, deed.effect), deed))
                 if position >= upto:
                     told.after.add(account)
@@ -433,6 +439,22 @@ class Audit:
                     self.model.event(record, event, account)
         self.findings.counts["events"] = self.findings.counts.get("events", 0) + count
         return told
+
+    def _refusal(self, book: Book, event: dict[str, Any], command: dict[str, Any], where: str) -> None:
+        """It has the reason that the domain has, and its status. What its request decides is not looked at
+        here: that another one had its id, and what a time-out or a reversal by request id finds."""
+        status, payment_id = event["http_status"], event.get("payment_id", "")
+        by_request = command.get("original_request_id") and not payment_id
+        if status == 422 or by_request or name_of(command) == "time_out_reversal":
+            return
+        payment, account = book.payments.get(payment_id), book.accounts.get(event["account_id"])
+        expected = refusal_of(command, payment, account)
+        self.findings["decisions"].expect(
+            status == expected,
+            f"{where}: {name_of(command)} of {command.get('amount', 'all')} on "
+            f"{payment_id or event['account_id']}, {payment.status if payment else 'unknown'}, was refused "
+            f"with {status} ({event.get('reason')}), reckoned {expected or 'no refusal'}",
+        )
 
     def _did(self, event: dict[str, Any], account: str, effect: Effect) -> Request | None:
         """Put down what a request did. Returns the request; None: it was time."""
@@ -885,6 +907,7 @@ class Audit:
         for request, story in stories.items():
             account, _, request_id = request
             effects = self.effects.get(request, [])
+            self._refused(request, story, effects)
             acknowledged += self._story(request_id, story, effects, self._currency(account, story))
         self.findings.counts["requests"] = len(stories)
         self.findings.counts["reads"] = reads
@@ -945,6 +968,20 @@ class Audit:
                     f"{request_id} of {account} took effect {again + 1} times: "
                     f"{[(one.kind, one.position) for one in effects if one.decides]}"
                 )
+
+    def _refused(self, request: Request, story: Story, effects: list[Effect]) -> None:
+        """What is said not to be there is not, or the log has that refusal, which is judged where it is; so
+        with an id that was used for another request."""
+        (account, client, request_id), once = request, self.findings["acknowledged-once"]
+        if story.missing:
+            what = (*story.missing.split("/"), "", "")[2]
+            holder = what if what in self.accounts else _account_in(what) if what in self.payments else ""
+            effects = self.effects.get((holder, client, request_id), [])
+            right = not holder or any(one.outcome == "404" for one in effects)
+            once.expect(right, f"{request_id}: {story.missing} was answered 404, and {what} is there")
+        elif account and story.refused is not None and story.refused[1] == 422:
+            right = any(one.outcome == "422" for one in effects)
+            once.expect(right, f"{request_id} of {account} was answered 422; the log has no such refusal")
 
     def _story(self, request_id: str, story: Story, effects: list[Effect], currency: str) -> bool:
         """Whether an outcome was told."""

@@ -55,6 +55,8 @@ class Deed(NamedTuple):
     ends_hold: bool
     frees: bool
     """It let a rest of the hold go."""
+    captured: bool = False
+    """A refusal: its payment has captures."""
 
 
 class CardAccount(NamedTuple):

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from audit.accounts import name_of
-from audit.commands import CardAccount, Command, Deed, Effect, account_in, changed, explains
+from audit.commands import CardAccount, Command, Deed, Effect, account_in, changed, explains, payment_made_by
 from audit.findings import Findings
-from audit.rules import DAY_MS, DOES, INTERNAL, LATE, UNDONE
+from audit.rules import DAY_MS, DOES, INTERNAL, LATE, REFUSED, UNDONE
 
 WINDOW_MS: Final = DAY_MS
 
@@ -20,6 +20,7 @@ OUTCOMES: Final = frozenset({"record_clearing"})
 """Commands that only a service sends."""
 NOTHING: Final = frozenset({""})
 """What a repetition does: it gets the stored answer."""
+FORBIDDEN: Final = frozenset({"409"})
 CONFLICT: Final = frozenset({"422"})
 """What another request with the same id does."""
 UNNAMED: Final = hash(("authorize", ""))
@@ -81,6 +82,8 @@ class Requests:
         row = self._remembered(request)
         expected = self._expected(command, row)
         made = deeds[0].effect.outcome if deeds else ""
+        if expected == UNDONE and deeds and not deeds[0].captured:
+            expected = UNDONE - REFUSED
         self._findings["command-decided-once"].expect(
             len(deeds) <= 1 and made in expected,
             f"{where}: {kind} {request[2]} made {[one.effect.outcome for one in deeds]}, "
@@ -105,7 +108,8 @@ class Requests:
         if kind == "time_out_reversal":
             return self._expected_of_time_out(command, row)
         if row is None:
-            return DOES.get(kind, NOTHING)
+            original = command.get("original_request_id")
+            return self._expected_of_reversal(command, original) if original else DOES.get(kind, NOTHING)
         if row.effect is None and kind == "authorize" and row.meaning in (meaning, UNNAMED):
             return LATE
         return NOTHING if row.meaning == meaning else CONFLICT
@@ -122,7 +126,19 @@ class Requests:
         if row.effect is None:
             return frozenset({"request_cancelled"})
         stands = any(one != attempt for one in row.standing)
-        return frozenset({"409"}) if stands else UNDONE
+        if stands or row.effect.code == "68" or row.effect.kind == "request_refused":
+            return FORBIDDEN
+        return UNDONE if row.effect.kind == "payment_authorized" else UNDONE - REFUSED
+
+    def _expected_of_reversal(self, command: Command, original: str) -> frozenset[str]:
+        """By request id: what has not come is cancelled, what is no authorization stands."""
+        account, client, _ = request_of(command)
+        row = self._remembered((account, client, original))
+        if row is None or row.effect is None:
+            return frozenset({"request_cancelled"})
+        of, made = row.effect, payment_made_by(account, row.effect.position)
+        is_payment = of.code == "68" or (of.kind != "request_refused" and of.payment_id == made)
+        return DOES["reverse"] - {"404", "request_cancelled"} if is_payment else FORBIDDEN
 
     def _remember(self, command: Command, request: Request, row: Row | None, effect: Effect | None) -> None:
         kind, attempt = name_of(command), command.get("attempt", "")

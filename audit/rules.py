@@ -91,6 +91,11 @@ DECIMALS: Final = {
 }
 """ISO 4217's currencies that have not two."""
 
+
+def decimals_of(currency: str) -> int:
+    return DECIMALS.get(currency, 2)
+
+
 TRAVEL: Final = {*range(3351, 4000), 4411, 7011, 7512, 7513, 7519}
 TIPPED: Final = {4121, 5812, 5813, 5814, 7230}
 FUEL: Final = {5542}

@@ -47,7 +47,7 @@ class Story:
     """One request. Attempts at it come in any order."""
 
     __slots__ = (
-        "amount", "code", "currency", "digest", "meaning", "mixed", "path", "payment_id",
+        "amount", "code", "currency", "digest", "meaning", "missing", "mixed", "path", "payment_id",
         "refused", "status", "timed_out",
     )  # fmt: skip
 
@@ -66,6 +66,8 @@ class Story:
         self.digest = ""
         self.refused: tuple[int, int] | None = None
         """The meaning that was refused, and with which status."""
+        self.missing = ""
+        """Path that was answered 404."""
         self.timed_out = True
         """Every attempt was answered 504, or was not recorded."""
 
@@ -80,6 +82,7 @@ class Story:
         stable, request_id = findings["answers-stable"], line["body"]["request_id"]
         if status in REFUSALS:
             self.refused = meaning, status
+            self.missing = line["path"] if status == 404 else self.missing
             if self.code is not None:
                 stable.expect(
                     meaning != self.meaning,

@@ -356,6 +356,36 @@ def forbid_what_took_effect(data: Copy) -> None:
     records.insert(index + 1, records[index]._replace(value=msgspec.json.encode(refused)))
 
 
+def refuse_a_good_capture(status: int) -> Callable[[Copy], None]:
+    def breaks(data: Copy) -> None:
+        records, _, event = data.find("payment.events", lambda one: one.get("request_id") == data.held())
+        of = {"client": "local", "request_id": "another", "payment_id": event["payment"]["payment_id"]}
+        account = event["payment"]["account"]
+        data.decide(
+            records[0].partition,
+            {"type": "capture/1", "account": account, **of},
+            {"type": "request_refused/1", "account_id": account, **of, "http_status": status, "reason": "no"},
+        )
+
+    breaks.__name__ = f"refuse_a_good_capture_with_{status}"
+    return breaks
+
+
+def refused_in_the_history(data: Copy, status: int) -> None:
+    """A capture of a payment that is there; the log knows nothing of it."""
+    line = data.attempts("/authorize", lambda line: line["payment_id"] and line["code"] == "00")[0]
+    path, body = f"/payments/{line['payment_id']}/captures", {"request_id": "another"}
+    data.lines.append({**line, "path": path, "body": body, "status": status, "code": None})
+
+
+def not_find_what_is_there(data: Copy) -> None:
+    refused_in_the_history(data, 404)
+
+
+def say_that_its_id_was_used(data: Copy) -> None:
+    refused_in_the_history(data, 422)
+
+
 def refuse_after_an_answer(data: Copy) -> None:
     line = data.attempts("/authorize")[0]
     data.lines.append({**line, "status": 400})
@@ -851,6 +881,8 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("acknowledged-once", take_back_what_was_acknowledged),
     ("acknowledged-once", refuse_what_took_effect),
     ("acknowledged-once", forbid_what_took_effect),
+    ("acknowledged-once", not_find_what_is_there),
+    ("acknowledged-once", say_that_its_id_was_used),
     ("answers-stable", answer_otherwise),
     ("answers-stable", refuse_after_an_answer),
     ("event-has-request", forget_a_request),
@@ -891,6 +923,9 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("decisions", decline_for_another_reason),
     ("decisions", refund_another_amount_than_was_asked_for),
     ("decisions", hold_for_a_day_more),
+    ("decisions", refuse_a_good_capture(404)),
+    ("decisions", refuse_a_good_capture(400)),
+    ("decisions", refuse_a_good_capture(409)),
     ("velocity", approve_too_often),
     ("velocity", count_wrongly),
     ("velocity", pass_something_else_on),

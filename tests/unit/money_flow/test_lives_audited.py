@@ -182,6 +182,27 @@ def wrong(flow: Pipeline) -> list[str]:
     return [line for line in Audit(Projected(flow)).run().violations if not line.startswith(NOT_HERE)]
 
 
+def test_a_refusal_without_a_reason_is_seen() -> None:
+    flow = Pipeline()
+    flow.capture(flow.authorize("10.00"), "11.00")
+    left = Left(flow)
+    assert not [line for line in Audit(left).run().violations if not line.startswith(NOT_HERE)]
+    change(left, "account.commands", "capture", amount=1_000)
+    assert Audit(left).run()["decisions"].wrong == 1
+
+
+def test_a_reversal_that_finds_no_reason_not_to_cancel_is_seen() -> None:
+    """By the id of a request that has not come."""
+    flow = Pipeline()
+    flow.authorize("10.00")
+    refused = {"http_status": 409, "reason": "no"}
+    flow.command(ReversePayment, request_id="undo", original_request_id="later")
+    assert not wrong(flow)
+    left = Left(flow)
+    change(left, "payment.events", "request_cancelled", type="request_refused/1", **refused)
+    assert Audit(left).run()["command-decided-once"].wrong == 1
+
+
 def release(flow: Pipeline, payment: str) -> None:
     flow.command(ReversePayment, payment_id=payment, client="reversal", request_id=f"release-{payment}-0-0")
 
