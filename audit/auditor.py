@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from audit.accounts import PAYABLE, Account, Book, Payment, Postings, fingerprint, name_of
-from audit.commands import Deed, Effect, deed_of
+from audit.commands import Deed, Effect, deed_of, said_by
 from audit.evidence import Evidence, Record
 from audit.findings import Findings
 from audit.ledger import Chain
@@ -430,6 +430,8 @@ class Audit:
                 account, deed = _account_of(event), deed_of(event)
                 if kind == "request_refused" and deed.effect.payment_id in book.payments:
                     deed = deed._replace(captured=bool(book.payments[deed.effect.payment_id].captures))
+                if command is not None:
+                    deed = deed._replace(effect=deed.effect._replace(said=said_by(command)))
                 told.deeds[position].append((self._did(event, account, deed.effect), deed))
                 if position >= upto:
                     told.after.add(account)

@@ -17,6 +17,19 @@ BEFORE_RISK: Final = (*STATUS_CODES.values(), "54")
 """What an increment may be declined for before risk is asked."""
 
 
+AUTHORIZE_NAMES: Final[dict[str, Any]] = {
+    "expiry": "", "cvv_match": None, "capture": False, "partial_approval": False, "metadata": {},
+    "device_id": "",
+}  # fmt: skip
+"""What a request to authorize and its command call the same -> what it is where it is left out."""
+COMMANDS_OF: Final = {
+    "authorize": "authorize", "increments": "increment", "captures": "capture", "reversals": "reverse",
+    "refunds": "refund", "chargebacks": "open_chargeback", "represent": "represent_chargeback",
+    "accept": "accept_chargeback", "accounts": "open_account", "payments": "pay_account",
+}  # fmt: skip
+"""Last part of a path -> its command; of any other, which is an account's: change_account."""
+
+
 class Effect(NamedTuple):
     """What a request did, as one event says."""
 
@@ -28,6 +41,8 @@ class Effect(NamedTuple):
     at: int
     amount: int | None
     """What was asked for, minor units: of an account, its limit. None: the event does not say."""
+    said: int = 0
+    """Meaning of what the command names besides; 0: there is none, or it is no client's."""
 
     @property
     def decides(self) -> bool:
@@ -149,6 +164,63 @@ def _took_all(event: Event, kind: str, payment: dict[str, Any]) -> bool:
     if kind == "payment_refunded":
         return sum_of("captured", "refunded", "refund_reserved", "charged_back") == 0
     return kind == "chargeback_opened" and sum_of("cleared", "refunded", "charged_back") == 0
+
+
+# -- what a command names besides its payment and amount ----------------------------------------------
+
+
+def said_by(command: Command) -> int:
+    """To compare with `said_in` a request."""
+    kind, part = name_of(command), "amount" in command
+    named: list[Any]
+    if kind == "authorize":
+        merchant = command.get("merchant", {})
+        named = [
+            *(merchant.get(name, "") for name in ("id", "mcc", "terminal_id", "country")),
+            command["currency"] if command.get("currency_given") else "",
+            *(command.get(name, usual) for name, usual in AUTHORIZE_NAMES.items()), command["card"]["last4"],
+        ]  # fmt: skip
+    elif kind == "open_account":
+        named = [command.get("status", "active"), command.get("expiry", ""), command["last4"]]
+    elif kind == "change_account":
+        named = [command.get("status", ""), "limit" in command]
+    elif kind == "capture":
+        named = [command.get("final", True), part]
+    elif kind == "open_chargeback":
+        named = [command["reason_code"], part]
+    elif kind in ("represent_chargeback", "accept_chargeback"):
+        named = [command["n"]]
+    elif kind in ("reverse", "refund", "increment", "pay_account"):
+        named = [command.get("original_request_id", ""), part]
+    else:
+        return 0
+    return fingerprint([kind, *named])
+
+
+def said_in(path: str, request: dict[str, Any]) -> int:
+    """What a request to a path of the gateway names. What is null is left out."""
+    body = {name: value for name, value in request.items() if value is not None}
+    kind, part = COMMANDS_OF.get(path.rpartition("/")[2], "change_account"), "amount" in body
+    named: list[Any]
+    if kind == "authorize":
+        named = [
+            *(body.get(name, "") for name in ("merchant_id", "mcc", "terminal_id", "country", "currency")),
+            *(body.get(name, usual) for name, usual in AUTHORIZE_NAMES.items()), body.get("pan", "")[-4:],
+        ]  # fmt: skip
+    elif kind == "open_account":
+        named = [body.get("status", "active"), body.get("expiry", ""), body.get("pan", "")[-4:]]
+    elif kind == "change_account":
+        named = [body.get("status", ""), "limit" in body]
+    elif kind == "capture":
+        named = [body.get("final", True), part]
+    elif kind == "open_chargeback":
+        named = [body.get("reason_code", ""), part]
+    elif kind in ("represent_chargeback", "accept_chargeback"):
+        number = path.split("/")[-2]
+        named = [int(number) if number.isdecimal() else number]
+    else:
+        named = [body.get("original_request_id", ""), part]
+    return fingerprint([kind, *named])
 
 
 # -- a command against its event ------------------------------------------------------------------

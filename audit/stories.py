@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from audit.accounts import fingerprint
-from audit.commands import Effect
+from audit.commands import Effect, said_in
 from audit.findings import Findings
 from audit.rules import DECIMALS
 
@@ -48,7 +48,7 @@ class Story:
 
     __slots__ = (
         "amount", "code", "currency", "digest", "meaning", "missing", "mixed", "path", "payment_id",
-        "refused", "status", "timed_out",
+        "refused", "said", "status", "timed_out",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -58,6 +58,8 @@ class Story:
         self.currency = ""
         self.meaning = 0
         """Of path and body: another one with the same id is another request, and is answered 422."""
+        self.said = 0
+        """What it names besides its payment and amount."""
         self.mixed = False
         self.status = 0
         self.code: str | None = None
@@ -110,11 +112,14 @@ class Story:
         self.path, self.meaning = line["path"], meaning
         self.amount = str(body.get("amount") or body.get("limit") or "")
         self.currency = str(body.get("currency") or "")
+        self.said = said_in(self.path, body)
 
     def asked_for(self, effect: Effect, currency: str) -> bool:
         """Whether what an event tells is what this request asked: that operation, on the payment of its path,
-        for its amount in `currency`."""
+        for its amount in `currency`, with whatever else it named."""
         parts = self.path.split("/")
+        if effect.said not in (0, self.said):
+            return False
         if effect.kind not in EVENTS_OF.get(parts[-1], ("account_changed",)):
             return False
         if parts[1] == "payments" and len(parts) > 3 and parts[2] != effect.payment_id:
@@ -124,7 +129,7 @@ class Story:
     def is_told_of(self, effects: Sequence[Effect], currency: str) -> bool:
         """Whether the log has the outcome that was told, and nothing that contradicts it."""
         if self.status == 409:
-            return _refused(effects) and not any(effect.decides for effect in effects)
+            return self._is_refused(effects) and not any(effect.decides for effect in effects)
         if self.code == "68":
             return any(effect.code == "68" or effect.kind == "request_cancelled" for effect in effects)
         # Who was told of an approval or a decline may have acted on it: no time-out takes that back.
@@ -134,10 +139,13 @@ class Story:
 
     def _is(self, effect: Effect, currency: str) -> bool:
         if effect.kind == "request_cancelled":
-            return effect.code == self.code and self.path == "/payments/reversals"
+            told = effect.code == self.code and self.path == "/payments/reversals"
+            return told and effect.said in (0, self.said)
         told = effect.code == self.code and self.payment_id in ("", effect.payment_id)
         return effect.decides and told and self.asked_for(effect, currency)
 
-
-def _refused(effects: Sequence[Effect]) -> bool:
-    return any(effect.kind == "request_refused" and effect.code == "409" for effect in effects)
+    def _is_refused(self, effects: Sequence[Effect]) -> bool:
+        return any(
+            effect.kind == "request_refused" and effect.code == "409" and effect.said in (0, self.said)
+            for effect in effects
+        )

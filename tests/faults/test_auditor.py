@@ -236,6 +236,26 @@ def ask_something_else(data: Copy) -> None:
         line["path"] = line["path"].replace("captures", "refunds")
 
 
+def ask_besides(path: str, **named: Any) -> Callable[[Copy], None]:
+    """All attempts at the first request that did not name this."""
+
+    def breaks(data: Copy) -> None:
+        fits = data.attempts(path, lambda line: all(line["body"].get(name) != named[name] for name in named))
+        for line in fits:
+            line["body"].update(named)
+
+    breaks.__name__ = f"ask_besides_for_{'_'.join(named)}"
+    return breaks
+
+
+def ask_for_another_status(data: Copy) -> None:
+    blocked = next(
+        line for line in data.lines if line.get("body", {}).get("status") and line["status"] == 200
+    )
+    data.lines = [one for one in data.lines if one is blocked or one.get("body") != blocked["body"]]
+    blocked["body"]["status"] = "closed"
+
+
 def never_answer_and_do_something_else(data: Copy) -> None:
     for line in data.attempts("/captures"):
         line.update(path=line["path"].replace("captures", "refunds"), status=0)
@@ -881,6 +901,13 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("acknowledged-once", take_back_what_was_acknowledged),
     ("acknowledged-once", refuse_what_took_effect),
     ("acknowledged-once", forbid_what_took_effect),
+    ("acknowledged-once", ask_besides("/authorize", merchant_id="another")),
+    ("acknowledged-once", ask_besides("/authorize", capture=True)),
+    ("acknowledged-once", ask_besides("/authorize", partial_approval=True)),
+    ("acknowledged-once", ask_besides("/captures", final=False)),
+    ("acknowledged-once", ask_besides("/payments/reversals", original_request_id="another")),
+    ("acknowledged-once", ask_besides("/chargebacks", reason_code="another")),
+    ("acknowledged-once", ask_for_another_status),
     ("acknowledged-once", not_find_what_is_there),
     ("acknowledged-once", say_that_its_id_was_used),
     ("answers-stable", answer_otherwise),
