@@ -28,6 +28,7 @@ from audit.velocity import Recount
 
 PROGRESS: Final = b"\0progress"
 DIGITS: Final = re.compile(rb"[0-9]{12,}")
+EXPIRED_PER_TICK_MAX: Final = 1_000
 TICKS: Final = ("tick", "time_passed")
 
 SOURCES: Final = {
@@ -105,6 +106,16 @@ class Tables(NamedTuple):
 
 
 @dataclass(slots=True)
+class Tick:
+    """Time that has passed, as authorization tells it once its work is done."""
+
+    position: int
+    at: int
+    ended: int
+    """Holds: a full tick leaves some to the next."""
+
+
+@dataclass(slots=True)
 class Told:
     """What the events of one partition say."""
 
@@ -114,6 +125,8 @@ class Told:
     """Offset of the event -> what it must post, as (hash, kind)."""
     after: set[str] = field(default_factory=set)
     """Accounts that events after the tables' progress are about."""
+    ticks: list[Tick] = field(default_factory=list)
+    """The last two."""
 
 
 class Commands:
@@ -349,6 +362,7 @@ class Audit:
         journal, head = self._journal(p)
         book = Book(self.findings, self.usual_fees, self.evidence.holds)
         told = self._events(p, book, _progress(decided), _progress(clearing))
+        self._overdue(p, book, told.ticks)
         self._compare_journal(p, told.money, journal, _progress(ledger))
         assessed, requests = self._commands(p, told.deeds, decided)
         self._velocity(p, assessed, risk)
@@ -405,7 +419,7 @@ class Audit:
     def _events(self, p: int, book: Book, upto: int, presented: int) -> Told:
         """Fold the events. `upto`: the tables have those of commands before this; `presented`: clearing has
         done the events before this."""
-        told, position, count = Told(), -1, 0
+        told, position, count, ended = Told(), -1, 0, 0
         with closing(Commands(self.evidence.records("account.commands", p))) as commands:
             for record, event in self.records("payment.events", p):
                 where = f"payment.events/{p}/{record.offset}"
@@ -415,7 +429,10 @@ class Audit:
                     )
                 position, kind = event["position"], name_of(event)
                 if kind == "time_passed":
+                    told.ticks = [*told.ticks[-1:], Tick(position, event["at"], ended)]
+                    ended = 0
                     continue
+                ended += kind == "hold_expired"
                 count += 1
                 command = commands.at(position)
                 postings = book.feed(event, where, command)
@@ -484,6 +501,20 @@ class Audit:
             life = self.lives.get(account_id)
             if life is not None:
                 life.append(at._replace(state=_account_state(book.accounts[account_id])))
+
+    def _overdue(self, p: int, book: Book, ticks: list[Tick]) -> None:
+        """The tick after a hold's time ends it, whether or not its account does anything more."""
+        if len(ticks) < 2 or ticks[-1].ended >= EXPIRED_PER_TICK_MAX:
+            return
+        newest, passed = ticks[-1].position, min(tick.at for tick in ticks)
+        for account in book.accounts.values():
+            for payment_id, expires_at in account.holds.items():
+                opened = int(payment_id.rpartition("_")[2], 16)
+                if expires_at <= passed and opened < newest:
+                    self.findings["decisions"].fails(
+                        f"payment.events/{p}: the hold of {payment_id} ended at {expires_at}, and is open "
+                        f"after the tick of {ticks[-1].at}"
+                    )
 
     def _compare_journal(
         self, p: int, money: dict[int, tuple[int, str]], journal: dict[int, tuple[int, str]], upto: int
@@ -618,6 +649,11 @@ class Audit:
             shown = {name: value for name, value in account.shown.items() if name != "next_expiry"}
             check.expect(
                 row == shown, f"accounts/{p}: {account_id} is {row or 'missing'}, the log says {shown}"
+            )
+            first = min(account.holds.values(), default=0)
+            check.expect(
+                not first or 0 < wake <= first,
+                f"accounts/{p}: {account_id} wakes at {wake or 'no time'}, its first hold ends at {first}",
             )
             if wake:
                 key = f"{wake:015d}/{account_id}"

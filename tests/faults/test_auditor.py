@@ -656,6 +656,19 @@ def hold_for_a_day_more(data: Copy) -> None:
     )
 
 
+def never_end_a_hold(data: Copy) -> None:
+    """Of an account that does nothing more: two ticks of the month after next."""
+    later = [60 * 86_400_000 + at for at in (0, 1_000)]
+    for p, records in enumerate(data.topics["account.commands"]):
+        for at in later:
+            tick, told = {"type": "tick/1"}, {"type": "time_passed/1"}
+            data.decide(p, tick, told)
+            events = data.topics["payment.events"][p]
+            event = message_of(events[-1])
+            event["at"] = records[-1].timestamp + at
+            events[-1] = events[-1]._replace(value=msgspec.json.encode(event))
+
+
 def leave_out_what_was_available(data: Copy) -> None:
     data.change("payment.events", lambda e: e.get("available_before"), lambda e: e.pop("available_before"))
 
@@ -808,6 +821,19 @@ def forget_a_hold(data: Copy) -> None:
     raise AssertionError("nothing is held")
 
 
+def sleep_too_long(data: Copy) -> None:
+    """The account of a hold is looked at a day late; so says its wake too."""
+    account = data.row("authorization.decide", "accounts", lambda row: row.get("held"))
+    records, index, row = account
+    was = row["next_expiry"]
+    row["next_expiry"] = was + 86_400_000
+    records[index] = records[index]._replace(value=b"\x01" + msgspec.msgpack.encode(row))
+    for n, record in enumerate(records):
+        if record.key == f"wakes\0{was:015d}/{row['account_id']}".encode():
+            key = f"wakes\0{row['next_expiry']:015d}/{row['account_id']}".encode()
+            records[n] = record._replace(key=key)
+
+
 def change_a_row(data: Copy) -> None:
     data.tables["payment_events"][0]["event"] += " "
 
@@ -950,6 +976,7 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("decisions", decline_for_another_reason),
     ("decisions", refund_another_amount_than_was_asked_for),
     ("decisions", hold_for_a_day_more),
+    ("decisions", never_end_a_hold),
     ("decisions", refuse_a_good_capture(404)),
     ("decisions", refuse_a_good_capture(400)),
     ("decisions", refuse_a_good_capture(409)),
@@ -978,6 +1005,7 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("tables", change_an_account),
     ("tables", change_a_balance),
     ("tables", forget_a_hold),
+    ("tables", sleep_too_long),
     ("tables", forget_a_request_that_was_answered),
     ("tables", remember_another_refusal),
     ("tables", remember_another_answer_on_an_account),

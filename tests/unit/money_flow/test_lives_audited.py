@@ -19,6 +19,7 @@ from audit.settlement import Cycles
 from mini_visa import topics
 from mini_visa.domain.commands import RecordClearing, RefundPayment, ReversePayment
 from mini_visa.domain.risk import DEFAULT_RULES, RuleInForce
+from mini_visa.domain.turn import Turn
 from mini_visa.readmodel.views import ALL
 from mini_visa.readmodel.writes import Changes
 from tests.unit.money_flow.test_lives_through_services import LIVES, take
@@ -180,6 +181,20 @@ def test_what_is_decided_while_a_hold_is_overdue_is_seen() -> None:
 
 def wrong(flow: Pipeline) -> list[str]:
     return [line for line in Audit(Projected(flow)).run().violations if not line.startswith(NOT_HERE)]
+
+
+def test_a_hold_that_no_tick_ends_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an account that does nothing more."""
+    flow = Pipeline()
+    flow.authorize("10.00")
+    flow.tick(8 * 86_400)
+    flow.tick(1)
+    assert not wrong(flow)
+    flow.authorize("20.00")
+    monkeypatch.setattr(Turn, "expire_due", lambda turn, limit=None: 0)
+    flow.tick(8 * 86_400)
+    flow.tick(1)
+    assert [line.partition(":")[0] for line in wrong(flow)] == ["decisions"]
 
 
 def test_a_refusal_without_a_reason_is_seen() -> None:
