@@ -14,7 +14,7 @@ import msgspec
 
 from audit.accounts import PAYABLE, Account, Book, Payment, Postings, fingerprint, name_of
 from audit.commands import Deed, Effect, deed_of, said_by
-from audit.evidence import Evidence, Record
+from audit.evidence import Evidence, Record, Unreadable
 from audit.findings import Findings
 from audit.ledger import Chain
 from audit.presentments import Presentments
@@ -29,6 +29,8 @@ from audit.velocity import Recount
 PROGRESS: Final = b"\0progress"
 DIGITS: Final = re.compile(rb"[0-9]{12,}")
 EXPIRED_PER_TICK_MAX: Final = 1_000
+ODD: Final = (KeyError, IndexError, TypeError, ValueError, AttributeError)
+"""What a message makes of the auditor that has not the fields of its kind, or others' types in them."""
 TICKS: Final = ("tick", "time_passed")
 
 SOURCES: Final = {
@@ -127,6 +129,11 @@ class Told:
     """Accounts that events after the tables' progress are about."""
     ticks: list[Tick] = field(default_factory=list)
     """The last two."""
+    position: int = -1
+    """Of the newest command."""
+    count: int = 0
+    ended: int = 0
+    """Holds since the last tick."""
 
 
 class Commands:
@@ -201,6 +208,8 @@ class Audit:
         """Read once the card numbers are known."""
         self.ran: set[tuple[str, int]] = set()
         """(processor, partition) that has ever been at work."""
+        self.reading = ""
+        """The record that was read last."""
         self.last_work: dict[tuple[str, int], int] = {}
         """Offset of the last record that is not a tick."""
 
@@ -218,13 +227,14 @@ class Audit:
             self._search(record, f"{topic}/{partition}/{record.offset}")
             if (topic, partition, record.offset) in self.planted:
                 continue
+            self.reading = f"{topic}/{partition}/{record.offset}"
             try:
                 message = _json(value)
-                kind = message["type"]
-            except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError):
+                kind = message["type"].partition("/")[0]
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, *ODD):
                 self.findings["dead-letters"].fails(f"{topic}/{partition}/{record.offset} is no message")
                 continue
-            if not kind.startswith(TICKS):
+            if kind not in TICKS:
                 last = record.offset
             yield record, message
         self.last_work[topic, partition] = last
@@ -278,6 +288,18 @@ class Audit:
     # -- the whole
 
     def run(self) -> Findings:
+        """Raises `Unreadable`."""
+        try:
+            self._read_all()
+        except ODD as error:
+            raise Unreadable(
+                f"the audit cannot go on: {self.reading or 'the evidence'}, or what belongs to it, is not "
+                f"what it knows: {error!r}"
+            ) from error
+        self.findings.end()
+        return self.findings
+
+    def _read_all(self) -> None:
         self._read_history_first()
         self._dead_letters()
         self._tell("read model")
@@ -298,8 +320,6 @@ class Audit:
         self._planted_are_buried()
         self._tell("history")
         self._history()
-        self.findings.end()
-        return self.findings
 
     def _read_history_first(self) -> None:
         history = self.evidence.history()
@@ -419,45 +439,60 @@ class Audit:
     def _events(self, p: int, book: Book, upto: int, presented: int) -> Told:
         """Fold the events. `upto`: the tables have those of commands before this; `presented`: clearing has
         done the events before this."""
-        told, position, count, ended = Told(), -1, 0, 0
+        told = Told()
         with closing(Commands(self.evidence.records("account.commands", p))) as commands:
             for record, event in self.records("payment.events", p):
                 where = f"payment.events/{p}/{record.offset}"
-                if event["position"] < position:
-                    self.findings["command-decided-once"].fails(
-                        f"{where}: command {event['position']} after {position}"
-                    )
-                position, kind = event["position"], name_of(event)
-                if kind == "time_passed":
-                    told.ticks = [*told.ticks[-1:], Tick(position, event["at"], ended)]
-                    ended = 0
+                try:
+                    self._event(book, told, record, event, commands, presented, where)
+                except ODD as error:
+                    self._odd(where, "event", error)
                     continue
-                ended += kind == "hold_expired"
-                count += 1
-                command = commands.at(position)
-                postings = book.feed(event, where, command)
-                if kind == "request_refused" and command is not None:
-                    self._refusal(book, event, command, where)
-                if postings:
-                    told.money[record.offset] = _sum_of(postings), kind
-                if record.offset < presented:
-                    self.due.add(event, postings, where)
-                if kind == "payment_captured":
-                    self.presentments.add(event, where, done=record.offset < presented)
-                account, deed = _account_of(event), deed_of(event)
-                if kind == "request_refused" and deed.effect.payment_id in book.payments:
-                    deed = deed._replace(captured=bool(book.payments[deed.effect.payment_id].captures))
-                if command is not None:
-                    deed = deed._replace(effect=deed.effect._replace(said=said_by(command)))
-                told.deeds[position].append((self._did(event, account, deed.effect), deed))
-                if position >= upto:
-                    told.after.add(account)
-                moment = Moment(p, record.offset, position, 0)
-                self._remember(book, event, kind, deed.effect.payment_id, moment)
-                if self.model.has("payment.events", p, record.offset):
-                    self.model.event(record, event, account)
-        self.findings.counts["events"] = self.findings.counts.get("events", 0) + count
+                if told.position >= upto and name_of(event) != "time_passed":
+                    told.after.add(_account_of(event))
+        self.findings.counts["events"] = self.findings.counts.get("events", 0) + told.count
         return told
+
+    def _odd(self, where: str, what: str, error: Exception) -> None:
+        self.findings["dead-letters"].fails(f"{where} is no {what} that the domain knows: {error!r}")
+
+    def _event(
+        self, book: Book, told: Told, record: Record, event: dict[str, Any], commands: Commands,
+        presented: int, where: str,
+    ) -> None:  # fmt: skip
+        """One event: what it does to the book, and what must come of it."""
+        if event["position"] < told.position:
+            self.findings["command-decided-once"].fails(
+                f"{where}: command {event['position']} after {told.position}"
+            )
+        told.position, kind = event["position"], name_of(event)
+        if kind == "time_passed":
+            told.ticks = [*told.ticks[-1:], Tick(told.position, event["at"], told.ended)]
+            told.ended = 0
+            return
+        told.ended += kind == "hold_expired"
+        told.count += 1
+        command = commands.at(told.position)
+        postings = book.feed(event, where, command)
+        if postings:
+            told.money[record.offset] = _sum_of(postings), kind
+        if record.offset < presented:
+            self.due.add(event, postings, where)
+        if kind == "payment_captured":
+            self.presentments.add(event, where, done=record.offset < presented)
+        account, deed = _account_of(event), deed_of(event)
+        if kind == "request_refused":
+            if command is not None:
+                self._refusal(book, event, command, where)
+            if deed.effect.payment_id in book.payments:
+                deed = deed._replace(captured=bool(book.payments[deed.effect.payment_id].captures))
+        if command is not None:
+            deed = deed._replace(effect=deed.effect._replace(said=said_by(command)))
+        told.deeds[told.position].append((self._did(event, account, deed.effect), deed))
+        moment = Moment(record.partition, record.offset, told.position, 0)
+        self._remember(book, event, kind, deed.effect.payment_id, moment)
+        if self.model.has("payment.events", record.partition, record.offset):
+            self.model.event(record, event, account)
 
     def _refusal(self, book: Book, event: dict[str, Any], command: dict[str, Any], where: str) -> None:
         """It has the reason that the domain has, and its status. What its request decides is not looked at
@@ -544,30 +579,39 @@ class Audit:
         upto = decided.next_offset if decided else 0
         assessed: list[Assessed] = []
         for record, command in self.records("account.commands", p):
-            kind, where = name_of(command), f"account.commands/{p}/{record.offset}"
-            found = events.pop(record.offset, [])
+            where, found = f"account.commands/{p}/{record.offset}", events.pop(record.offset, [])
             own = [(of, deed) for of, deed in found if deed.effect.kind != "hold_expired"]
-            if kind in ("authorize", "increment"):
-                assessed.append(_assessed(record.offset, command))
-            if ("authorization", ("account.commands", p, record.offset)) in self.buried:
-                continue
-            if record.offset < upto:
-                requests.pass_time(record.timestamp)
-            if kind == "tick":
-                for _, deed in own:
-                    known.fails(f"{where}: a tick made {deed.effect.kind}")
-                continue
-            request = request_of(command)
-            for of, deed in own:
-                known.expect(of == request, f"{where}: {deed.effect.kind} is of {of}, not {request}")
-            if record.offset < upto:
-                requests.feed(command, [deed for _, deed in own], where)
+            try:
+                if name_of(command) in ("authorize", "increment"):
+                    assessed.append(_assessed(record.offset, command))
+                if ("authorization", ("account.commands", p, record.offset)) not in self.buried:
+                    self._command(command, own, where, requests if record.offset < upto else None, record)
+            except ODD as error:
+                self._odd(where, "command", error)
         for position, found in events.items():
             if found:
                 known.fails(
                     f"payment.events/{p}: {found[0][1].effect.kind} of command {position}, which is not there"
                 )
         return assessed, requests
+
+    def _command(
+        self, command: dict[str, Any], own: list[tuple[Request | None, Deed]], where: str,
+        requests: Requests | None, record: Record,
+    ) -> None:  # fmt: skip
+        """`own`: what it made, apart from holds that had expired; `requests`: where the tables have it."""
+        known = self.findings["event-has-request"]
+        if requests is not None:
+            requests.pass_time(record.timestamp)
+        if name_of(command) == "tick":
+            for _, deed in own:
+                known.fails(f"{where}: a tick made {deed.effect.kind}")
+            return
+        request = request_of(command)
+        for of, deed in own:
+            known.expect(of == request, f"{where}: {deed.effect.kind} is of {of}, not {request}")
+        if requests is not None:
+            requests.feed(command, [deed for _, deed in own], where)
 
     def _velocity(self, p: int, assessed: Iterable[Assessed], tables: Tables | None) -> None:
         """Each request of card.requests became a command, with the verdict of a recount. Where retention has

@@ -879,6 +879,24 @@ def bury_a_message(data: Copy) -> None:
     data.append("risk.dead-letters", letter)
 
 
+def tell_an_event_without_its_command(data: Copy) -> None:
+    data.change("payment.events", of("payment_authorized"), lambda event: event.pop("position"))
+
+
+def tell_what_nobody_knows(data: Copy) -> None:
+    data.change(
+        "payment.events", of("payment_authorized"), lambda event: event.update(type="payment_teleported/1")
+    )
+
+
+def ask_without_a_name(data: Copy) -> None:
+    data.change("account.commands", of("capture"), lambda command: command.pop("request_id"))
+
+
+def number_the_types(data: Copy) -> None:
+    data.change("fraud.alerts", of("fraud_alert"), lambda alert: alert.update(type=7))
+
+
 def write_a_card_number(data: Copy) -> None:
     pan = next(line["body"]["pan"] for line in data.lines if line.get("body", {}).get("pan"))
     data.change(
@@ -1028,6 +1046,10 @@ MUTATIONS: tuple[tuple[str, Callable[[Copy], None]], ...] = (
     ("all-processed", forget_what_was_applied),
     ("all-processed", leave_work_undone),
     ("dead-letters", bury_a_message),
+    ("dead-letters", tell_an_event_without_its_command),
+    ("dead-letters", tell_what_nobody_knows),
+    ("dead-letters", ask_without_a_name),
+    ("dead-letters", number_the_types),
     ("all-processed", leave_a_submission_undone),
     ("dead-letters", never_bury_what_the_connector_read),
     ("no-pan", write_a_card_number),
@@ -1103,6 +1125,14 @@ def test_a_broken_invariant_is_named(name: str, breaks: Callable[[Copy], None], 
         assert findings.lost == 1
     if breaks in (do_it_twice, do_it_twice_with_nobody_watching):
         assert findings.duplicated == 1
+
+
+@pytest.mark.broker
+@pytest.mark.slow
+def test_what_the_audit_does_not_know_ends_it_with_a_line_that_says_where(data: Copy) -> None:
+    data.change("clearing.items", of("clearing_item"), lambda item: item.pop("merchant_id"))
+    with pytest.raises(Unreadable, match=r"clearing\.items/.*merchant_id"):
+        audit(data)
 
 
 @pytest.mark.parametrize(
