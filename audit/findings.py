@@ -126,6 +126,7 @@ class Findings:
             "lost": self.lost,
             "duplicated": self.duplicated,
             "read": self.counts,
+            "violations": self.violations,
             "checks": [
                 {
                     "name": check.name,

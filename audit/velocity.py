@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import Any, Final, NamedTuple
 
+from audit.rules import decimals_of
+
 LATE_MS: Final = 10_000
 SEEN_MS: Final = 24 * 3_600_000
 NOT_DECLINES: Final = {"00", "10", "68", "91", "94", "96"}
 CODES: Final = {"count": "65", "amount": "61", "distinct_merchants": "59", "declines": "59"}
 FIRST: Final = ("65", "61", "59")
-KNOWN_DECIMALS: Final = {"USD": 2, "EUR": 2, "GBP": 2, "JPY": 0, "KWD": 3}
+KNOWN: Final = ("USD", "EUR", "GBP", "JPY", "KWD")
 """Currencies whose thresholds this auditor knows; a rule on amounts is not recounted for others."""
 
 
@@ -108,7 +110,7 @@ class Recount:
         if kind == "authorize":
             assumed = message["currency"]
             given = assumed if message.get("currency_given") else ""
-            exponent = KNOWN_DECIMALS.get(assumed, 2)
+            exponent = decimals_of(assumed)
             merchant = message.get("merchant", {}).get("id", "")
         else:
             assumed, given, merchant, exponent = "", "", "", message["exponent"]
@@ -128,12 +130,12 @@ class Recount:
         hits, codes = set(), set()
         for rule in self._rules:
             value = self._value(rule, entries, exponent)
-            if value > rule.limit(currency if KNOWN_DECIMALS.get(currency) == exponent else "", exponent):
+            if value > rule.limit(currency if decimals_of(currency) == exponent else "", exponent):
                 hits.add((rule.id, rule.version, value))
                 if rule.outcome == "decline":
                     codes.add(CODES[rule.metric])
         code = next((code for code in FIRST if code in codes), "")
-        verdict = Verdict(code, frozenset(hits), not currency or currency in KNOWN_DECIMALS)
+        verdict = Verdict(code, frozenset(hits), not currency or currency in KNOWN)
         if not counts_on:
             entries.pop()
             return verdict

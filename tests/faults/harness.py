@@ -166,11 +166,7 @@ class Report:
         requests were cut off in the end, some of theirs may be in the history and not in its count."""
         self.audit = audit
         self.lost, self.duplicated = audit["lost"], audit["duplicated"]
-        for check in audit["checks"]:
-            self.violations += [f"{check['name']}: {example}" for example in check["examples"]]
-            if check["wrong"] > len(check["examples"]):
-                more = check["wrong"] - len(check["examples"])
-                self.violations.append(f"{check['name']}: {more} more like these")
+        self.violations += audit["violations"]
         told = self.acknowledged + self.refused
         cut_off = self.requests - self.reads - told - self.unknown
         looked_at = next(one["looked_at"] for one in audit["checks"] if one["name"] == "acknowledged-once")
