@@ -9,7 +9,7 @@ from pathlib import Path
 
 from audit.auditor import Audit
 from audit.evidence import Cluster, Recording, Unreadable, record
-from audit.rules import DEFAULT_HOLDS, Holds
+from audit.rules import CYCLE_MS, DEFAULT_HOLDS, Holds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--holds", type=_holds, default=DEFAULT_HOLDS, metavar="D,D,S",
         help="how long holds last: days, days of travel, seconds at fuel pumps (7,31,7200)",
     )  # fmt: skip
+    parser.add_argument(
+        "--cycle", type=float, default=CYCLE_MS / 1_000, metavar="S",
+        help="how long a cycle of settlement is, seconds (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -43,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
                 usual_fees=not given.other_fees,
             )
         options = {"bootstrap_servers": given.broker.removeprefix("kafka://").split(",")}
-        cluster = Cluster(options, given.environment, given.database, given.history, given.holds)
+        cluster = Cluster(
+            options, given.environment, given.database, given.history, given.holds, round(given.cycle * 1_000)
+        )
         try:
             cluster.open()
             return run(

@@ -22,7 +22,7 @@ from audit.readmodel import VIEWS, ReadModel
 from audit.refusals import refusal_of
 from audit.requests import WINDOW_MS, Request, Requests, compare_table, repeated, request_of
 from audit.rules import INTERNAL
-from audit.settlement import Cycles, Due
+from audit.settlement import Cycles, Due, Passed
 from audit.stories import Story
 from audit.velocity import Recount
 
@@ -799,7 +799,8 @@ class Audit:
                 self.model.entry(record, entry)
         if settle is not None:
             self._row_is(p, settle, "settlement-chain", "head", [chain.number, chain.hash])
-        cycles = Cycles(self.findings, self._items(p))
+        items, times, passed = self._items(p, _progress(net))
+        cycles = Cycles(self.findings, items, times)
         for record, position in self.records("settlement.positions", p):
             where = f"settlement.positions/{p}/{record.offset}"
             if self.model.has("settlement.positions", p, record.offset):
@@ -811,6 +812,7 @@ class Audit:
             if settle is not None and record.offset < settle.next_offset:
                 found = paid.pop(record.offset, {})
                 check.expect(found == expected, f"{where}: paid is {found}, owed {expected}")
+        cycles.late(passed, self.evidence.cycle_ms)
         self.unsettled.update(cycles.open)
         for source in paid:
             if settle is not None and source < settle.next_offset:
@@ -818,15 +820,20 @@ class Audit:
         for name, tables in (("clearing.net", net), ("ledger.settle", settle)):
             self._processed(name, SOURCES[name], p, None if tables is None else tables.next_offset)
 
-    def _items(self, p: int) -> list[tuple[int, dict[str, Any]]]:
-        found = []
+    def _items(self, p: int, upto: int) -> tuple[list[tuple[int, dict[str, Any]]], list[int], list[Passed]]:
+        """With how far time had come with each, and the last two ticks before `upto`."""
+        found, times, passed, time = [], [], list[Passed](), 0
         for record, item in self.records("clearing.items", p):
+            time = max(time, record.timestamp)
             if self.model.has("clearing.items", p, record.offset):
                 self.model.other(record, item)
             if name_of(item) == "clearing_item":
                 self.due.take(item, f"clearing.items/{p}/{record.offset}")
                 found.append((record.offset, item))
-        return found
+                times.append(time)
+            elif name_of(item) in TICKS and record.offset < upto:
+                passed = [*passed[-1:], Passed(record.offset, record.timestamp)]
+        return found, times, passed
 
     def _balances(self, p: int) -> None:
         tables = self.tables("ledger.balances", p)

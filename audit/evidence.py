@@ -5,7 +5,7 @@ A recording is a folder:
     recording.json              {"environment": "dev", "partitions": {"payment.events": 4, ...},
                                 "database": true, "begins": {"card.requests/0": 71},
                                 "committed": {"connector": {"clearing.submissions/0": 4711}},
-                                "holds": [604800000, 2678400000, 7200000]}
+                                "holds": [604800000, 2678400000, 7200000], "cycle": 86400000}
     topics/NAME/PARTITION.jsonl [offset, timestamp, key, value, {header: value}], bytes in base64
     readmodel/TABLE.jsonl       the column names, then a row a line
     history.jsonl               the client's history, where there is one
@@ -31,7 +31,7 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
 )
 
-from audit.rules import DEFAULT_HOLDS, Holds
+from audit.rules import CYCLE_MS, DEFAULT_HOLDS, Holds
 
 STALLED_S: Final = 30.0
 FETCH_WAIT_MS: Final = 200
@@ -67,6 +67,8 @@ class Evidence(Protocol):
 
     holds: Holds
     """How long they last there."""
+    cycle_ms: int
+    """How long a cycle of settlement is there."""
 
     @property
     def has_read_model(self) -> bool:
@@ -104,8 +106,10 @@ class Cluster:
         database: str = "",
         history: Path | None = None,
         holds: Holds = DEFAULT_HOLDS,
+        cycle_ms: int = CYCLE_MS,
     ) -> None:
         self.holds = holds
+        self.cycle_ms = cycle_ms
         self.environment = environment
         self.partitions: dict[str, int] = {}
         self.begins: dict[str, int] = {}
@@ -307,6 +311,7 @@ class Recording:
         self.begins: dict[str, int] = about.get("begins", {})
         self.committed: dict[str, dict[str, int]] = about.get("committed", {})
         self.holds = Holds(*about.get("holds", DEFAULT_HOLDS))
+        self.cycle_ms: int = about.get("cycle", CYCLE_MS)
         self._database: bool = about.get("database", False)
 
     @property
@@ -350,6 +355,7 @@ def record(evidence: Evidence, folder: Path) -> None:
         "begins": evidence.begins,
         "committed": evidence.committed,
         "holds": evidence.holds,
+        "cycle": evidence.cycle_ms,
     }
     (folder / "recording.json").write_text(json.dumps(about, indent=2) + "\n")
     for table in READ_MODEL_TABLES:

@@ -102,6 +102,8 @@ FUEL: Final = {5542}
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
+CYCLE_MS: Final = DAY_MS
+"""Of settlement, where nothing else is said."""
 PARTS_MAX: Final = 100
 """Captures, refunds and chargebacks of a payment, each."""
 

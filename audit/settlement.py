@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from audit.accounts import PAYABLE, Postings, name_of
 from audit.findings import Findings
@@ -16,8 +17,17 @@ SUMS: Final = (
 )  # fmt: skip
 """Of a position -> of its items."""
 
+POSITIONS_PER_TICK: Final = 5_000
+
 Owner = tuple[str, str]
 """(merchant, currency)"""
+
+
+class Passed(NamedTuple):
+    """A tick of clearing.items."""
+
+    offset: int
+    at: int
 
 
 class Due:
@@ -64,8 +74,11 @@ class Due:
 class Cycles:
     """One partition of clearing.items and of settlement.positions."""
 
-    def __init__(self, findings: Findings, items: list[tuple[int, dict[str, Any]]]) -> None:
-        """`items`: with their offsets, in order."""
+    def __init__(
+        self, findings: Findings, items: Sequence[tuple[int, dict[str, Any]]], times: Sequence[int] = ()
+    ) -> None:
+        """`items`: with their offsets, in order; `times`: how far time had come with each."""
+        self._times = times
         self._check = findings["settlement"]
         self._offsets = [offset for offset, _ in items]
         self._items = [item for _, item in items]
@@ -108,6 +121,17 @@ class Cycles:
             f"{where}: {closed['cycle']} tells {len(self._told)} positions, not what its items add up to",
         )
         self._told = []
+
+    def late(self, passed: Sequence[Passed], cycle_ms: int) -> None:
+        """The first tick after a cycle's end closes it; the next one goes on, where it has many positions.
+        `passed`: ticks that netting has done, the last two."""
+        if self._end == len(self._items) or len(passed) < 2 or len(self.open) >= POSITIONS_PER_TICK:
+            return
+        since, tick = self._times[self._end], passed[0]
+        if self._offsets[self._end] < tick.offset and tick.at // cycle_ms > since // cycle_ms:
+            self._check.fails(
+                f"the cycle of item {self._offsets[self._end]} is open after the tick of {tick.at}"
+            )
 
     @property
     def open(self) -> Counter[Owner]:

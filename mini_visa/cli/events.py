@@ -90,7 +90,10 @@ def audit(
         url = database_url(configured)
         database = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
         holds = Holds.lasting(configured.hold_days, configured.hold_days_travel, configured.hold_fuel_s)
-        cluster = Cluster(client_options(configured), configured.environment, database, history, holds)
+        cycle_ms = round(configured.clearing_cycle_s * 1_000)
+        cluster = Cluster(
+            client_options(configured), configured.environment, database, history, holds, cycle_ms
+        )
         try:
             cluster.open()
             done = audit_all(cluster, running=running, as_json=as_json, recorded=record, usual_fees=fees)

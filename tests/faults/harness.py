@@ -417,7 +417,8 @@ async def _audit(
     done = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "audit", "--broker", grounds.address,
         "--environment", grounds.settings.environment, "--database", database,
-        "--history", str(history), "--holds", holds, "--json", *(["--record", str(record)] if record else []),
+        "--history", str(history), "--holds", holds,
+        "--cycle", str(settings.clearing_cycle_s), "--json", *(["--record", str(record)] if record else []),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, limit=64 << 20,
     )  # fmt: skip
     out, err = await done.communicate()

@@ -39,6 +39,7 @@ class Left:
     has_read_model = False
     begins: dict[str, int] = {}
     holds = Holds()
+    cycle_ms = 86_400_000
     committed: dict[str, dict[str, int]] = {}
 
     def __init__(self, flow: Pipeline) -> None:
@@ -274,6 +275,19 @@ def test_a_rule_that_nobody_put_in_force_is_seen() -> None:
     left = noted()
     left.tables["rules"].append({**left.tables["rules"][0], "version": 7})
     assert Audit(left).run()["read-model"].wrong
+
+
+@pytest.mark.parametrize(("days", "right"), [(1, True), (365, False)])
+def test_a_cycle_that_no_tick_closes_is_seen(days: int, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cycles are told to last a day."""
+    monkeypatch.setattr("agents.clearing.CYCLE_MS", days * 86_400_000)
+    flow = Pipeline()
+    payment = flow.authorize("10.00")
+    flow.capture(payment)
+    flow.clear(payment)
+    flow.tick(2 * 86_400)
+    flow.tick(1)
+    assert [line.partition(":")[0] for line in wrong(flow)] == ([] if right else ["settlement"])
 
 
 @pytest.mark.parametrize(("first", "end", "right"), [(0, 2, True), (1, 2, False), (0, 1, True)])
