@@ -403,6 +403,16 @@ class Grounds:
                 await asyncio.sleep(PAUSE_S)
 
     async def _members(self, admin: AIOKafkaAdminClient, service: str) -> set[str]:
+        """A coordinator that is still loading, after its broker was killed, is asked again."""
+        while True:
+            try:
+                return await self._members_now(admin, service)
+            except KafkaError as error:
+                if not error.retriable:
+                    raise
+            await asyncio.sleep(PAUSE_S)
+
+    async def _members_now(self, admin: AIOKafkaAdminClient, service: str) -> set[str]:
         start = f"{self.settings.environment}.{service}"
         groups = [group for group, *_ in await admin.list_consumer_groups() if group.startswith(start)]
         found = set()
