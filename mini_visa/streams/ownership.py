@@ -222,7 +222,12 @@ class Ownership:
         committed = await self._wire.committed(self.plan.group, self._source)
         first, end = await self._wire.bounds(self._source)
         path = self.plan.state / str(self.partition)
-        self._store = await _whole(lambda: RocksStore(path, self.plan.settings.rocksdb_memory_bytes))
+
+        def open_store() -> RocksStore:  # for `release` to close, also when nobody waits for it any more
+            store = self._store = RocksStore(path, self.plan.settings.rocksdb_memory_bytes)
+            return store
+
+        self._store = await _whole(open_store)
         restored = await self._restore(self._store)
         progress = self._store.progress()
         if not self._agrees(progress, committed) and restored.from_disk:
