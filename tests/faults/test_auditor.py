@@ -20,6 +20,7 @@ import pytest
 
 from audit.__main__ import main
 from audit.auditor import Audit
+from audit.commands import said_by, said_in
 from audit.evidence import Cluster, Record, Recording, Unreadable, read_lines
 from audit.findings import CHECKS, Findings
 from audit.stories import Story, is_amount
@@ -1155,6 +1156,24 @@ def test_an_answer_is_for_ever_and_another_request_with_its_id_is_refused(
         body = {"request_id": "r", "reason": reason}
         story.add({"path": "/payments/pay_x_1/reversals", "body": body, "status": status}, findings)
     assert findings["answers-stable"].wrong == changes
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "command", "same"),
+    [
+        ("chargebacks/2/represent", {}, {"type": "represent_chargeback/1", "n": 2}, True),
+        ("chargebacks/2/represent", {}, {"type": "represent_chargeback/1", "n": 1}, False),
+        ("chargebacks/2/accept", {}, {"type": "represent_chargeback/1", "n": 2}, False),
+        ("captures", {"amount": None}, {"type": "capture/1"}, True),
+        ("captures", {"amount": "1.00"}, {"type": "capture/1"}, False),
+        ("captures", {}, {"type": "capture/1", "amount": 100}, False),
+        ("refunds", {}, {"type": "refund/1", "amount": 100}, False),
+    ],
+)
+def test_what_a_request_names_is_what_its_command_names(
+    path: str, body: dict[str, Any], command: dict[str, Any], same: bool
+) -> None:
+    assert (said_in(f"/payments/pay_x_1/{path}", body) == said_by(command)) == same
 
 
 @pytest.mark.parametrize(
