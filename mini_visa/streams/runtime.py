@@ -175,13 +175,12 @@ class Runtime:
                 await asyncio.sleep(self.plan.settings.tick_interval_s)
                 now = int(time.time() * 1000)
                 value = processor.source.encode(processor.tick())
+                ownerships = list(self.ownerships.items())  # a rebalance may come between two sends
                 waiting = [
                     await producer.send(
                         self.plan.source, value, key=b"", partition=partition, timestamp_ms=now
                     )
-                    for partition, ownership in list(
-                        self.ownerships.items()
-                    )  # a rebalance may come in between
+                    for partition, ownership in ownerships
                     if ownership.state is State.RUNNING
                 ]
                 await asyncio.gather(*waiting)
