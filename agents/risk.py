@@ -82,7 +82,9 @@ def judge(request: Authorize | Increment, context: Context) -> None:
         request.account, request.client, request.request_id, now // REQUEST_WINDOW_MS
     )
     seen: Assessed | None = requests.get(key) or requests.get(former_key)
-    if seen is not None and seen.at > now - REQUEST_WINDOW_MS and is_of(seen, request):
+    if seen is not None and seen.at <= now - REQUEST_WINDOW_MS:
+        seen = None
+    if seen is not None and is_of(seen, request):
         verdict = verdict_of(seen, of_number(context.table(RULES), seen.rules))
         context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
         return
@@ -94,9 +96,10 @@ def judge(request: Authorize | Increment, context: Context) -> None:
     )  # fmt: skip
     if not request.own or has_asked(request, requests, now):
         cards[account] = velocity
-        requests[key] = Assessed(
-            now, rules.number, verdict.score, verdict.response_code, verdict.hits, request.fingerprint
-        )
+        if seen is None:
+            requests[key] = Assessed(
+                now, rules.number, verdict.score, verdict.response_code, verdict.hits, request.fingerprint
+            )
     context.emit(topics.ACCOUNT_COMMANDS, replace(request, verdict=verdict))
     if verdict.hits:
         shown = request.currency if isinstance(request, Authorize) else velocity.currency

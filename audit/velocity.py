@@ -105,7 +105,9 @@ class Recount:
         account, now = message["account"], self.now
         request = account, message.get("client", "local"), message["request_id"]
         seen, fingerprint = self._seen.get(request), message.get("fingerprint", "")
-        if seen is not None and seen[0] > now - SEEN_MS and seen[2] == fingerprint:
+        if seen is not None and seen[0] <= now - SEEN_MS:
+            seen = None
+        if seen is not None and seen[2] == fingerprint:
             return seen[1]
         if kind == "authorize":
             assumed = message["currency"]
@@ -139,7 +141,8 @@ class Recount:
         if not counts_on:
             entries.pop()
             return verdict
-        self._seen[request] = now, verdict, fingerprint
+        if seen is None:
+            self._seen[request] = now, verdict, fingerprint
         oldest = now // 1_000 - 60
         counts: dict[int, int] = {}
         for entry in entries:

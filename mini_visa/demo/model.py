@@ -100,6 +100,11 @@ class ModelAccount:
             return "61"
         return ""
 
+    def asked_for(self, amount: int) -> None:
+        """What the velocity rules count."""
+        self.count += 1
+        self.asked += amount
+
     def authorize(
         self,
         request_id: str,
@@ -110,8 +115,7 @@ class ModelAccount:
         partial: bool = False,
         capture: bool = False,
     ) -> ModelPayment:
-        self.count += 1
-        self.asked += amount
+        self.asked_for(amount)
         if request_id in self.cancelled:
             payment = self.payments[request_id] = ModelPayment(amount, "reversed", "68")
             return payment
@@ -135,8 +139,7 @@ class ModelAccount:
 
     def increment(self, payment: ModelPayment, amount: int) -> str:
         """Its response code."""
-        self.count += 1
-        self.asked += amount
+        self.asked_for(amount)
         code = self.decline_code(self.currency, None)
         if code:
             return code

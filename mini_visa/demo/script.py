@@ -214,8 +214,9 @@ class _Writer:
         payment = account.payments[step.request_id]
         if choose.random() < 0.05:
             self._again(lane, len(lane.steps) - 1)
-        if choose.random() < 0.02:
-            self._other_body(lane, step)
+        most = ASKED_PER_CARD_MAX[account.currency] - amount
+        if choose.random() < 0.02 and account.count < COUNTED_PER_CARD_MAX and account.asked <= most:
+            self._other_body(lane, step, amount)
         if what == "shipments" and payment.held > 2:
             self._ship(lane, step, payment)
         elif what == "returned" and payment.held > 1:
@@ -539,8 +540,9 @@ class _Writer:
             )
         )
 
-    def _other_body(self, lane: Lane, former: Step) -> None:
-        """The same request id for another request: 422."""
+    def _other_body(self, lane: Lane, former: Step, amount: int) -> None:
+        """The same request id for another request: 422. The rules on velocity count it like any other."""
+        lane.account.asked_for(amount)
         body = {**former.body, "terminal_id": "another-terminal"}
         lane.steps.append(Step("reused id", former.request_id, former.path, body, status=422, effect=False))
 

@@ -268,7 +268,8 @@ def test_another_request_with_an_id_seen_before_is_judged_and_counted_anew_and_t
         codes.append(service.ask(message, at=at).response_code)
         assert recount.feed(at, msgspec.json.decode(service.log[-1].value)).code == codes[-1]
     assert codes[:50] == [""] * 50 and codes[50:] == ["65"] * 30
-    assert service.ask(an_authorize("r39", amount=40_000, fingerprint="large"), at=NOON + 2 * HOUR).hits
+    first = service.ask(an_authorize("r39", amount=1, fingerprint="small"), at=NOON + HOUR + SECOND)
+    assert first.response_code == "", "its own verdict stands, and it is not counted again"
 
 
 def test_a_retry_gets_the_verdict_of_the_rules_it_was_first_judged_by():
