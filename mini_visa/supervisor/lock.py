@@ -7,9 +7,11 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from mini_visa.errors import UserError
+
+DURATIONS: Final = ("hold_days", "hold_days_travel", "hold_fuel_s", "clearing_cycle_s")
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Running:
     """Of each service that runs now."""
     web_ports: dict[str, int] = field(default_factory=dict)
     """Of each service's /healthz, /readyz and /metrics."""
+    durations: dict[str, float] = field(default_factory=dict)
+    """Of the settings `DURATIONS`: no record tells them, and who audits has to know."""
 
 
 class AlreadyRunning(UserError):

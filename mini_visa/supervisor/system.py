@@ -22,7 +22,7 @@ from mini_visa.errors import UserError
 from mini_visa.settings import Settings, environment_of
 from mini_visa.supervisor import logs
 from mini_visa.supervisor.backbone import Backbone
-from mini_visa.supervisor.lock import HomeLock, Running
+from mini_visa.supervisor.lock import DURATIONS, HomeLock, Running
 from mini_visa.supervisor.ports import free_port, require_free
 from mini_visa.supervisor.warm import Child, NurseryLost, WarmNursery
 
@@ -372,6 +372,7 @@ class System:
                     if part.child is not None and part.child.code is None
                 },
                 web_ports={part.service.name: part.web_port for part in self.parts},
+                durations={name: getattr(self.settings, name) for name in DURATIONS},
             )
         )
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from audit.evidence import Unreadable
+from audit.rules import Holds
 from mini_visa import cli
 from mini_visa.demo.cards import TEST_CARDS
 from mini_visa.settings import settings
@@ -320,6 +322,29 @@ class TestGatewayCommands:
         ran = run("payments", "show", "pay_1", "--url", url, MINI_VISA_API_KEY="mvk_sec\nret")
         assert ran.code == 1 and "ret" not in ran.out + ran.err.replace("secret", "")
         assert "mini-visa keys create" in ran.err and len(calls) == 1
+
+    def test_an_audit_goes_by_the_holds_and_cycles_of_the_system_that_runs_here(
+        self, run, tmp_path, monkeypatch
+    ):
+        given = []
+
+        class NoCluster:
+            def __init__(self, *arguments: object) -> None:
+                given.extend(arguments)
+
+            def open(self) -> None:
+                raise Unreadable("there is none")
+
+            def close(self) -> None:
+                pass
+
+        monkeypatch.setattr("audit.evidence.Cluster", NoCluster)
+        monkeypatch.setattr("mini_visa.kafka.client_options", lambda _: {})
+        durations = {"hold_fuel_s": 2.0, "clearing_cycle_s": 5.0}
+        running = Running(os.getpid(), "", "kafka://127.0.0.1:1", "", durations=durations)
+        (tmp_path / "running.json").write_text(json.dumps(asdict(running)))
+        assert "there is none" in run("audit", MINI_VISA_HOME=str(tmp_path)).err
+        assert given[-2:] == [Holds.lasting(7, 31, 2.0), 5_000]
 
     @pytest.mark.parametrize("letter", ["0/²", "0/" + "9" * 5000, "1", "/", "0/-1"])
     def test_a_letter_has_a_partition_and_an_offset(self, run, letter):
