@@ -82,7 +82,8 @@ def load(
             f"{done['unanswered']} without an answer"
         )
 
-    done = asyncio.run(run(url, rate=rate, seconds=seconds, cards=cards, api_key=api_key, show=show))
+    address = gateway_at(url, api_key).url
+    done = asyncio.run(run(address, rate=rate, seconds=seconds, cards=cards, api_key=api_key, show=show))
     print_json(done.document()) if as_json else show_fields(done.document())
     if done.unanswered or not done.answers:
         raise typer.Exit(1)

@@ -360,6 +360,8 @@ class TestGatewayCommands:
         elsewhere = {"MINI_VISA_HOME": str(tmp_path), "MINI_VISA_GATEWAY_PORT": "1"}
         assert run("payments", "show", "pay_1", **elsewhere).code == 0
         assert len(calls) == 2
+        assert run("load", "--seconds", "0.2", "--cards", "1", **elsewhere).code == 0
+        assert {"/accounts", "/payments/authorize"} <= {call["path"] for call in calls}
         refused = run("payments", "show", "pay_1", "--url", "http://127.0.0.1:1", **elsewhere)
         assert refused.code == 1 and "MINI_VISA_URL" in refused.err
 
