@@ -8,11 +8,15 @@ import random
 import socket
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from mini_visa.settings import Settings
 from mini_visa.streams import Context, Impossible, Processor, Topic, versioned
+from mini_visa.streams.ownership import Ownership, Plan, State
+from mini_visa.streams.store import Identity
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -84,3 +88,25 @@ def _count(item: Item, context: Context) -> None:
 
 
 count = Processor("count", ITEMS, _count, (ROWS, NOTES), (SEEN, REPLIES))
+
+
+def a_plan(home: Path, processor: Processor = count, **settings: Any) -> Plan:
+    """Of a partition that never meets a broker."""
+    return Plan(
+        processor=processor,
+        service="s",
+        group="e.s.count",
+        changelog="e.s.count.changelog",
+        dead_letters="s.dead-letters",
+        partition_counts={"items": 4, "seen": 4, "replies": 3},
+        identity=Identity("cluster", bytes(16), bytes(16)),
+        state=home,
+        settings=Settings(home=home, **settings),
+        client_options={"bootstrap_servers": "nowhere:1"},
+    )
+
+
+def become_running(one: Ownership) -> None:
+    """As a partition that has been acquired."""
+    for state in (State.FENCING, State.RESTORING, State.RUNNING):
+        one._become(state)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting import ITEMS, Item, count
+from counting import ITEMS, Item, a_plan, become_running, count
 
-from mini_visa.settings import Settings
 from mini_visa.streams import metrics, ownership
-from mini_visa.streams.ownership import HANDLER_S_MAX, PACED_RECORDS, Ownership, Pace, Plan, State
+from mini_visa.streams.ownership import HANDLER_S_MAX, PACED_RECORDS, Ownership, Pace, State
 from mini_visa.streams.processor import BatchResult, Record
-from mini_visa.streams.store import Identity
 from mini_visa.streams.wire import Chunk
 
 PARTITION = 7_777
@@ -24,25 +22,14 @@ PARTITION = 7_777
 
 
 def owner(tmp_path: Path, pace: Pace | None = None, **settings: Any) -> Ownership:
-    plan = Plan(
-        processor=count,
-        service="s",
-        group="e.s.count",
-        changelog="e.s.count.changelog",
-        dead_letters="s.dead-letters",
-        partition_counts={"items": 4, "seen": 4, "replies": 3},
-        identity=Identity("cluster", bytes(16), bytes(16)),
-        state=tmp_path,
-        settings=Settings(home=tmp_path, **settings),
-        client_options={"bootstrap_servers": "nowhere:1"},
+    return Ownership(
+        a_plan(tmp_path, **settings), PARTITION, lambda where, error: pytest.fail(f"{where}: {error!r}"), pace
     )
-    return Ownership(plan, PARTITION, lambda where, error: pytest.fail(f"{where}: {error!r}"), pace)
 
 
 def start(one: Ownership) -> None:
     """At offset 0, as a partition that has been acquired."""
-    for state in (State.FENCING, State.RESTORING, State.RUNNING):
-        one._become(state)
+    become_running(one)
     one.next_offset = one._told = 0
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting import Item, count
+from counting import Item, a_plan, become_running, count
 
-from mini_visa.settings import Settings
 from mini_visa.streams import runtime
-from mini_visa.streams.ownership import Ownership, Plan, State
+from mini_visa.streams.ownership import Ownership, State
 from mini_visa.streams.runtime import Runtime
-from mini_visa.streams.store import Identity
 
 
 class WaitsForMetadata:
@@ -39,25 +37,13 @@ class WaitsForMetadata:
 async def test_a_rebalance_while_a_tick_is_sent_is_none_of_its_business(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(
-        processor=replace(count, tick=lambda: Item(-1)),
-        service="s",
-        group="e.s.count",
-        changelog="e.s.count.changelog",
-        dead_letters="s.dead-letters",
-        partition_counts={"items": 4, "seen": 4, "replies": 3},
-        identity=Identity("cluster", bytes(16), bytes(16)),
-        state=tmp_path,
-        settings=Settings(home=tmp_path, tick_interval_s=0.05),
-        client_options={"bootstrap_servers": "nowhere:1"},
-    )
+    plan = a_plan(tmp_path, replace(count, tick=lambda: Item(-1)), tick_interval_s=0.05)
     failures: list[BaseException] = []
     monkeypatch.setattr(runtime, "poison", lambda where, error: failures.append(error))
     one = Runtime(plan)
     for partition in range(3):
         one.ownerships[partition] = Ownership(plan, partition, runtime.poison)
-        for state in (State.FENCING, State.RESTORING, State.RUNNING):
-            one.ownerships[partition]._become(state)
+        become_running(one.ownerships[partition])
     producer = WaitsForMetadata()
 
     def rebalance() -> None:
