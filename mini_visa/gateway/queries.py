@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -24,24 +24,22 @@ _TOKEN: Final = re.compile(r"([0-9]{1,4}):([0-9]{1,18})", re.ASCII)
 
 async def payment(call: Call) -> Reply:
     """The payment and what happened to it."""
-    payment_id = call.path["payment_id"]
-    async with reading(call, call.gateway.account_of(payment_id)) as read_model:
-        record = await read_model.payment(payment_id)
-        age = await read_model.lag_ms()
-    if record is None or not call.sees(record.payment.client):
-        raise not_found("payment")
-    return view_reply(views.payment_record_view(record.payment, record.events, own=call.own), age)
+    return await _of_payment(call, views.payment_record_view)
 
 
 async def explanation(call: Call) -> Reply:
     """Why the payment was decided as it was."""
+    return await _of_payment(call, views.explanation_view)
+
+
+async def _of_payment(call: Call, view: Callable[..., dict[str, Any]]) -> Reply:
     payment_id = call.path["payment_id"]
     async with reading(call, call.gateway.account_of(payment_id)) as read_model:
         record = await read_model.payment(payment_id)
         age = await read_model.lag_ms()
     if record is None or not call.sees(record.payment.client):
         raise not_found("payment")
-    return view_reply(views.explanation_view(record.payment, record.events, own=call.own), age)
+    return view_reply(view(record.payment, record.events, own=call.own), age)
 
 
 async def payments(call: Call) -> Reply:
